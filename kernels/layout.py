@@ -1,0 +1,61 @@
+"""Where the KV of a slot lies inside a block: found by probing the backend, not assumed.
+
+Backends store K and V of a block in their own order (vLLM's CPU kernels keep K transposed, others
+pack pairs for AMX). All that a copy needs to know is which elements of a block belong to which of
+its slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+# Digits that every KV cache type represents exactly, 8-bit floats included.
+_BASE = 16
+
+WriteKV = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+
+
+def probe_slot_elements(
+    write_kv: WriteKV, kv_cache: torch.Tensor, num_kv_heads: int, head_size: int
+) -> torch.Tensor:
+    """Finds the elements of a block that belong to each of its slots.
+
+    Args:
+        write_kv: The backend's own writer, called as `(key, value, kv_cache, slot_mapping)` with
+            key and value `[num_tokens, num_kv_heads, head_size]`.
+        kv_cache: KV cache of one layer, `[num_blocks, ...]`; not changed.
+        num_kv_heads: KV heads of the layer.
+        head_size: Elements of one head of K, and of V.
+
+    Returns:
+        `[2 * num_kv_heads * head_size, block_size]` int64: for each element of a token (K, then
+        V) and each slot, its flat index inside the block.
+
+    Raises:
+        ValueError: The backend does not give each slot elements of its own.
+    """
+    num_elements = kv_cache[0].numel()
+    token_shape = (2, num_kv_heads, head_size)
+    slot_ids = torch.arange(num_elements).view(-1, *token_shape)
+    # Each element is written with its own number, digit by digit, and then found by it.
+    found, power = torch.zeros(num_elements, dtype=torch.int64), 1
+    while power < num_elements:
+        digits = (slot_ids // power % _BASE).to(kv_cache.dtype)
+        found += power * _write_block(write_kv, kv_cache, digits)
+        power *= _BASE
+    elements = torch.argsort(found)
+    if not torch.equal(found[elements], torch.arange(num_elements)):
+        raise ValueError("the attention backend's KV cache layout is not one slot after another")
+    return elements.view(len(slot_ids), -1).T.contiguous()
+
+
+def _write_block(write_kv: WriteKV, like: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Writes `tokens` to the second block of a small cache like `like`; returns the block."""
+    block_size, device = len(tokens), like.device
+    cache = torch.zeros(2, *like.shape[1:], dtype=like.dtype, device=device)
+    key, value = tokens.to(device).unbind(dim=1)
+    slot_mapping = torch.arange(block_size, 2 * block_size, device=device)
+    write_kv(key.contiguous(), value.contiguous(), cache, slot_mapping)
+    return cache[1].flatten().to("cpu", torch.float32).to(torch.int64)

@@ -1,0 +1,37 @@
+"""Settings that all tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.environment import prepare_environment
+
+prepare_environment()
+
+import pytest  # noqa: E402  (a plugin of pytest may import what reads the environment)
+
+ENGINE_TESTS = Path(__file__).parent / "engine"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Runs engine tests last, and slow ones only where `-m` speaks of them."""
+    items.sort(key=_is_engine_test)
+    for item in filter(_is_engine_test, items):
+        item.add_marker(pytest.mark.engine)
+    if "slow" not in config.option.markexpr:
+        skip = pytest.mark.skip(reason="slow: run with `make test-slow`")
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(skip)
+
+
+def _is_engine_test(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(ENGINE_TESTS)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The embedded demo model's folder."""
+    from vllm_promptcache.models import embedded_model
+
+    return Path(embedded_model())

@@ -1,0 +1,169 @@
+"""Real engines in this process, and their outputs against the reference."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from vllm import RequestOutput
+from vllm.distributed import cleanup_dist_env_and_memory
+
+from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
+from tests.reference import Reference
+from tests.reference.compare import Difference, Tally
+from vllm_promptcache import LLM, SamplingParams
+from vllm_promptcache.errors import ClientError
+
+MAX_TOKENS = 16
+MAX_MODEL_LEN = 2048
+ENGINE_ARGS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": MAX_MODEL_LEN,
+    "max_num_seqs": 16,
+    "max_logprobs": -1,
+    "disable_log_stats": False,
+}
+
+
+@contextmanager
+def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
+    """Starts an engine with `ENGINE_ARGS` and `engine_args`, and takes all of it down again."""
+    llm = LLM(str(model), **(ENGINE_ARGS | engine_args))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def scheduler_of(llm: LLM) -> Any:
+    """The engine's scheduler, a `PromptModuleMixin`."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def greedy(num_logprobs: int, max_tokens: int = MAX_TOKENS, **others: Any) -> SamplingParams:
+    """Greedy sampling of exactly `max_tokens` tokens; -1 stands for all log-probabilities."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=max_tokens,
+        logprobs=num_logprobs,
+        ignore_eos=True,
+        detokenize=False,
+        **others,
+    )
+
+
+def difference(
+    reference: Reference, output: RequestOutput, explanation: dict[str, Any] | None
+) -> Difference:
+    """Compares an output with the reference.
+
+    Args:
+        explanation: The prompt's plan; None for a plain prompt.
+    """
+    token_ids = list(output.outputs[0].token_ids)
+    if explanation is None:
+        prompt_ids = output.prompt_token_ids
+        scored = reference.score_plain(prompt_ids, range(len(prompt_ids)), token_ids)
+    else:
+        scored = reference.score(explanation, token_ids)
+    logprobs = [
+        {token_id: logprob.logprob for token_id, logprob in step.items()}
+        for step in output.outputs[0].logprobs
+    ]
+    return Difference.between(scored, token_ids, logprobs)
+
+
+def check_explanation(explanation: dict[str, Any], block_size: int) -> None:
+    """Checks that the numbers of a plan fit each other."""
+    num_cached = [sum(module["kept"]) for module in explanation["modules"]]
+    num_new = sum(len(part["token_ids"]) for part in explanation["new"])
+    assert explanation["num_cached_tokens"] == sum(num_cached)
+    assert explanation["num_new_tokens"] == num_new
+    assert explanation["num_tokens"] == sum(num_cached) + num_new
+    for module, num_kept in zip(explanation["modules"], num_cached, strict=True):
+        blocks = module["num_full_blocks"], module["num_tail_tokens"]
+        assert blocks == divmod(num_kept, block_size), module["path"]
+
+
+def check_counts(output: RequestOutput, explanation: dict[str, Any]) -> None:
+    """Checks what the engine says it computed against the plan."""
+    assert output.num_cached_tokens == explanation["num_cached_tokens"]
+    num_prefilled = len(output.prompt_token_ids) - output.num_cached_tokens
+    assert num_prefilled == explanation["num_new_tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Random prompts through an engine and through the reference.
+
+    Attributes:
+        llm: The engine.
+        reference: The same model.
+        num_logprobs: Log-probabilities compared at each step, -1 for all.
+        batch_size: PML prompts that are sent at once, together with some plain ones.
+    """
+
+    llm: LLM
+    reference: Reference
+    num_logprobs: int
+    batch_size: int = 8
+
+    def run(self, num_prompts: int, *, seed: int, num_random_schemas: int) -> tuple[Tally, Tally]:
+        """Compares `num_prompts` prompts over all fixed and some random schemas.
+
+        Returns:
+            The differences of PML prompts, and those of plain prompts that ran beside them.
+        """
+        maker = CaseMaker(seed, self.explain, ClientError)
+        schemas = self._add_schemas(maker, num_random_schemas)
+        modular, plain = Tally(), Tally()
+        rng, left = Random(seed), num_prompts
+        for several in _windows(schemas, size=3):
+            cases = [maker.prompt(rng.choice(several)) for _ in range(min(left, self.batch_size))]
+            self._run_batch(cases, rng, modular, plain)
+            left -= len(cases)
+            if not left:
+                break
+        print(f"{len(schemas)} schemas, {maker.num_refused} documents refused and made anew")
+        return modular, plain
+
+    def explain(self, pml: str) -> dict[str, Any]:
+        """The plan of a prompt, once its numbers are checked."""
+        explanation: dict[str, Any] = self.llm.explain(pml).to_dict()
+        check_explanation(explanation, self.llm.llm_engine.vllm_config.cache_config.block_size)
+        return explanation
+
+    def _add_schemas(self, maker: CaseMaker, num_random: int) -> list[Schema]:
+        for schema in FIXED_SCHEMAS:
+            self.llm.add_schema(schema.pml)
+        made = [maker.schema(f"random-{n}", self.llm.add_schema) for n in range(num_random)]
+        return [*FIXED_SCHEMAS, *made]
+
+    def _run_batch(self, cases: list[Case], rng: Random, modular: Tally, plain: Tally) -> None:
+        texts = [random_text(rng, rng.randint(2, 120)) for _ in range(2)]
+        prompts = [(case.pml, case.explanation) for case in cases] + [(text, None) for text in texts]
+        rng.shuffle(prompts)
+        outputs = self.llm.generate([pml for pml, _ in prompts], greedy(self.num_logprobs))
+        for (prompt, explanation), output in zip(prompts, outputs, strict=True):
+            found = difference(self.reference, output, explanation)
+            (plain if explanation is None else modular).add(prompt, found)
+            if explanation is not None:
+                check_counts(output, explanation)
+
+
+def _windows(schemas: list[Schema], size: int) -> Iterator[list[Schema]]:
+    """Groups of `size` schemas, again and again, so that the prompts of a batch share modules."""
+    start = 0
+    while True:
+        yield [schemas[(start + offset) % len(schemas)] for offset in range(size)]
+        start += size

@@ -1,0 +1,179 @@
+"""Runs an explained prompt through a Hugging Face model, one sequence at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from tests.reference.kv import KV
+
+Explanation = dict[str, Any]
+EncodeId = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceOutput:
+    """What a prompt is followed by.
+
+    Attributes:
+        logprobs: Log-probabilities of every step, `[num_steps, vocab_size]`, float32.
+        token_ids: The most probable token of each step, `[num_steps]`.
+        margins: By how much it leads the runner-up, in nats: where this is about as small as the
+            rounding error, another token is as right.
+    """
+
+    logprobs: torch.Tensor
+    token_ids: list[int]
+    margins: list[float]
+
+    @property
+    def first_logprobs(self) -> torch.Tensor:
+        """Log-probabilities of the first generated token, `[vocab_size]`."""
+        return self.logprobs[0]
+
+    @staticmethod
+    def of_logits(logits: torch.Tensor) -> ReferenceOutput:
+        """Returns the output whose steps have `logits`, `[num_steps, vocab_size]`."""
+        logprobs = logits.float().log_softmax(dim=-1)
+        best = logprobs.topk(2, dim=-1)
+        margins = best.values[:, 0] - best.values[:, 1]
+        return ReferenceOutput(logprobs, best.indices[:, 0].tolist(), margins.tolist())
+
+
+class Reference:
+    """Prompt modules done by hand: encode each alone, put the KV together, prefill the rest.
+
+    Modules are kept once encoded, for as long as the object lives.
+    """
+
+    def __init__(self, model_path: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        # Eager attention takes the mask as given; the other kinds may replace it by their own.
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=dtype, attn_implementation="eager"
+        ).eval()
+        self._dtype = dtype
+        self._encoded: dict[EncodeId, KV] = {}
+
+    def run(self, explanation: Explanation, max_tokens: int) -> ReferenceOutput:
+        """Generates `max_tokens` tokens greedily behind an explained prompt."""
+        cache, token_ids, position_ids = self._start(explanation)
+        return self._generate(cache, token_ids, position_ids, max_tokens)
+
+    def score(self, explanation: Explanation, output_ids: Sequence[int]) -> ReferenceOutput:
+        """Returns what `run` would choose at each step if the steps before chose `output_ids`.
+
+        One forward pass instead of many: `score(e, ids).token_ids == ids` if and only if
+        `run(e, len(ids)).token_ids == ids`.
+        """
+        cache, token_ids, position_ids = self._start(explanation)
+        return self._score(cache, token_ids, position_ids, output_ids)
+
+    def plain(
+        self, token_ids: Sequence[int], position_ids: Sequence[int], max_tokens: int
+    ) -> ReferenceOutput:
+        """Generates behind one ordinary prefill of `token_ids` at `position_ids`."""
+        return self._generate(DynamicCache(), token_ids, position_ids, max_tokens)
+
+    def score_plain(
+        self, token_ids: Sequence[int], position_ids: Sequence[int], output_ids: Sequence[int]
+    ) -> ReferenceOutput:
+        """Is to `plain` what `score` is to `run`."""
+        return self._score(DynamicCache(), token_ids, position_ids, output_ids)
+
+    def cached_kv(self, explanation: Explanation) -> KV:
+        """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
+        modules = explanation["modules"]
+        return KV.concat([self._kept(modules, index) for index in range(len(modules))])
+
+    def _start(self, explanation: Explanation) -> tuple[DynamicCache, list[int], list[int]]:
+        """Returns the cache, the new tokens and their positions, ascending."""
+        new = [
+            (position_id, token_id)
+            for part in explanation["new"]
+            for position_id, token_id in zip(part["position_ids"], part["token_ids"], strict=True)
+        ]
+        new.sort()
+        position_ids = [position_id for position_id, _ in new]
+        if len(set(position_ids)) < len(position_ids):
+            raise ValueError("two new tokens share a position")
+        if position_ids[-1] + 1 != explanation["next_position"]:
+            raise ValueError("generated tokens must follow the last new token")
+        cache = self.cached_kv(explanation).to_cache()
+        return cache, [token_id for _, token_id in new], position_ids
+
+    def _kept(self, modules: list[dict[str, Any]], index: int) -> KV:
+        kept = [i for i, is_kept in enumerate(modules[index]["kept"]) if is_kept]
+        return self._encode(modules, index).take(torch.tensor(kept)) if kept else KV()
+
+    def _encode(self, modules: list[dict[str, Any]], index: int) -> KV:
+        """Returns the KV of all of a module's tokens, placeholders included."""
+        encode_id = _encode_id(modules, index)
+        if encode_id not in self._encoded:
+            module = modules[index]
+            context = KV.concat([self._kept(modules, i).first(n) for i, n in module["context"]])
+            cache = context.to_cache()
+            self._forward(cache, module["token_ids"], module["position_ids"])
+            self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)
+        return self._encoded[encode_id]
+
+    def _generate(
+        self,
+        cache: DynamicCache,
+        token_ids: Sequence[int],
+        position_ids: Sequence[int],
+        max_tokens: int,
+    ) -> ReferenceOutput:
+        logits = [self._forward(cache, token_ids, position_ids)[-1]]
+        for position_id in range(position_ids[-1] + 1, position_ids[-1] + max_tokens):
+            logits.append(self._forward(cache, [int(logits[-1].argmax())], [position_id])[-1])
+        return ReferenceOutput.of_logits(torch.stack(logits))
+
+    def _score(
+        self,
+        cache: DynamicCache,
+        token_ids: Sequence[int],
+        position_ids: Sequence[int],
+        output_ids: Sequence[int],
+    ) -> ReferenceOutput:
+        start = position_ids[-1] + 1
+        # The last output token is compared, never read.
+        behind = list(range(start, start + len(output_ids) - 1))
+        logits = self._forward(cache, [*token_ids, *output_ids[:-1]], [*position_ids, *behind])
+        return ReferenceOutput.of_logits(logits[-len(output_ids) :])
+
+    @torch.inference_mode()
+    def _forward(
+        self, cache: DynamicCache, token_ids: Sequence[int], position_ids: Sequence[int]
+    ) -> torch.Tensor:
+        """Appends tokens to `cache` and returns their logits, `[num_tokens, vocab_size]`."""
+        return self.model(
+            input_ids=torch.tensor([list(token_ids)]),
+            position_ids=torch.tensor([list(position_ids)]),
+            attention_mask=self._mask(cache.get_seq_length(), len(token_ids)),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[0]
+
+    def _mask(self, num_cached: int, num_new: int) -> torch.Tensor:
+        """Every cached token is visible, the new ones are causal; `[1, 1, num_new, num_tokens]`.
+
+        Given explicitly: transformers' own mask guesses packed sequences from jumps in the
+        position ids.
+        """
+        lowest = torch.finfo(self._dtype).min
+        mask = torch.full((num_new, num_cached + num_new), lowest, dtype=self._dtype)
+        return mask.triu(num_cached + 1)[None, None]
+
+
+def _encode_id(modules: list[dict[str, Any]], index: int) -> EncodeId:
+    """Returns all that the KV of a module depends on."""
+    module = modules[index]
+    context = tuple(
+        (_encode_id(modules, i), tuple(modules[i]["kept"]), n) for i, n in module["context"]
+    )
+    return tuple(module["token_ids"]), tuple(module["position_ids"]), context

@@ -1,0 +1,25 @@
+"""Prompt modules for vLLM: reuse the KV of text that prompts share, in any combination and order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+    from vllm_promptcache.entrypoints.llm import LLM
+
+__all__ = ["LLM", "SamplingParams"]
+
+
+def __getattr__(name: str) -> Any:
+    # vLLM loads the plugin in every process: nothing heavy is imported before it is asked for.
+    if name == "LLM":
+        from vllm_promptcache.entrypoints.llm import LLM
+
+        return LLM
+    if name == "SamplingParams":
+        from vllm import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

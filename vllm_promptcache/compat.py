@@ -1,0 +1,205 @@
+"""The hooks into vLLM 0.32, and their self-check.
+
+Everything that is not public API of vLLM is named here: in `PRIVATE_NAMES`, in a function below, or
+in `core/scheduler.py`, which overrides the scheduler methods listed under its heading. Each hook
+says what it is for and under which condition it can go. All are idempotent, and none does anything
+for an engine that has prompt modules off.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from vllm_promptcache.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+MODULE_HASH_PREFIX = b"prompt-module:"
+
+PRIVATE_NAMES = {
+    # Options: `plugin.py`.
+    "vllm.engine.arg_utils": (
+        "EngineArgs.add_cli_args",
+        "EngineArgs.from_cli_args",
+        "EngineArgs.create_engine_config",
+        "get_kwargs",
+    ),
+    # Prompts: `entrypoints/renderer.py`.
+    "vllm.renderers.registry": ("RENDERER_REGISTRY.load_renderer",),
+    "vllm.renderers.base": (
+        "BaseRenderer._tokenize_singleton_prompt",
+        "BaseRenderer._tokenize_singleton_prompt_async",
+        "BaseRenderer._process_tokens",
+        "BaseRenderer._process_tokens_async",
+    ),
+    "vllm.v1.engine.input_processor": ("InputProcessor.process_inputs",),
+    # Scheduling: `core/scheduler.py`.
+    "vllm.v1.core.sched.scheduler": (
+        "Scheduler._enqueue_waiting_request",
+        "Scheduler._handle_blocked_waiting_request",
+        "Scheduler._get_local_prefix_cache_hit",
+        "Scheduler._preempt_request",
+        "Scheduler._free_request",
+    ),
+    "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
+    "vllm.v1.core.kv_cache_manager": ("KVCacheManager.create_kv_cache_blocks",),
+    "vllm.v1.core.kv_cache_coordinator": ("KVCacheCoordinator.cache_blocks",),
+    "vllm.v1.core.block_pool": (
+        "BlockPool._insert_block_hash",
+        "BlockPool.evict_blocks",
+        "BlockPool.touch",
+        "BlockPool.free_blocks",
+    ),
+    "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
+    "vllm.v1.engine.core": ("get_request_block_hasher",),
+    # Workers: `worker/`.
+    "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner._prepare_inputs",),
+    "vllm.distributed.kv_transfer.kv_connector.v1.base": (
+        "KVConnectorBase_V1.get_num_new_matched_tokens",
+        "KVConnectorBase_V1.wait_for_save",
+    ),
+}
+
+
+def check_private_names() -> None:
+    """Checks that this vLLM has every private name that the hooks rely on.
+
+    Raises:
+        UnsupportedError: Names are missing; all of them are listed, with vLLM's version.
+    """
+    missing = [
+        f"{module}.{name}"
+        for module, names in PRIVATE_NAMES.items()
+        for name in names
+        if not _exists(module, name)
+    ]
+    if missing:
+        import vllm
+
+        raise UnsupportedError(
+            f"vLLM {vllm.__version__} lacks what prompt modules hook into: {', '.join(missing)}",
+            "install vllm>=0.32,<0.33",
+        )
+
+
+def _exists(module: str, name: str) -> bool:
+    try:
+        functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    """Replaces `owner.name` by `wrapper(original, ...)`, once however often it is called.
+
+    Args:
+        owner: A module, class or object.
+        name: A function, method, static method or class method of it.
+        wrapper: Called with the original and its arguments (`self` and `cls` included).
+    """
+    found = inspect.getattr_static(owner, name, None)
+    kind = type(found) if isinstance(found, staticmethod | classmethod) else None
+    original = found.__func__ if kind else getattr(owner, name)
+    if getattr(original, "_is_prompt_module_hook", False):
+        return
+
+    @functools.wraps(original)
+    def hook(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    hook._is_prompt_module_hook = True  # type: ignore[attr-defined]
+    setattr(owner, name, kind(hook) if kind else hook)
+
+
+def never_cache_blocks(manager: KVCacheManager, is_modular: Callable[[str], bool]) -> None:
+    """Keeps blocks of requests with modules out of vLLM's prefix cache.
+
+    Symptom without it: vLLM publishes a request's full blocks under the hash of its token ids, and
+    a plain request with the same tokens reads KV that was computed behind modules.
+    Cause: the hash of a block does not know of modules or positions.
+    Can go when a request can opt out of publishing its blocks.
+    """
+
+    def cache_blocks(original: Callable[..., None], request: Any, num_tokens: int) -> None:
+        if not is_modular(request.request_id):
+            original(request, num_tokens)
+
+    wrap(manager.coordinator, "cache_blocks", cache_blocks)
+
+
+def never_hash_blocks(plan_key: str) -> None:
+    """Spares requests with modules the hashing of their prompt in the engine core.
+
+    The hashes would be wrong (see `never_cache_blocks`) and cost about 10 us a block.
+    Can go when a request can opt out of prefix caching.
+    """
+    import vllm.v1.engine.core as core
+
+    def get_request_block_hasher(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        hasher = original(*args, **kwargs)
+
+        def hash_blocks(request: Any) -> list[Any]:
+            params = request.sampling_params
+            is_modular = params is not None and plan_key in (params.extra_args or ())
+            return [] if is_modular else hasher(request)
+
+        return hash_blocks
+
+    wrap(core, "get_request_block_hasher", get_request_block_hasher)
+
+
+def publish_block(block_pool: BlockPool, block: KVCacheBlock, key: bytes, index: int) -> bytes:
+    """Makes `block` carry the hash of block `index` of module `key`; returns the hash.
+
+    The hash cannot be that of an ordinary block: it is longer, and starts with a prefix.
+    """
+    from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
+
+    name = BlockHash(MODULE_HASH_PREFIX + key + index.to_bytes(4, "big"))
+    block_hash = make_block_hash_with_group_id(name, 0)
+    block_pool._insert_block_hash(block_hash, block, num_tokens=None)
+    return block_hash
+
+
+def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:
+    """Calls `act(model_runner, scheduler_output)` when a V1 runner has prepared a step's inputs.
+
+    By then the slot mapping is computed from vLLM's own indexes, and the positions that the model
+    gets may be replaced.
+    Can go when the V2 runner is the only one: its `ModelState` may return positions.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    def prepare_inputs(original: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
+        prepared = original(runner, scheduler_output, *args)
+        act(runner, scheduler_output)
+        return prepared
+
+    wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
+
+
+def attention_layers(vllm_config: VllmConfig, names: Iterable[str]) -> dict[str, Any]:
+    """vLLM's attention layers by name."""
+    layers = vllm_config.compilation_config.static_forward_context
+    return {name: layers[name] for name in names}
+
+
+def kv_writer(layer: Any) -> Callable[..., None]:
+    """The backend's writer of keys and values, as `kernels.layout.WriteKV`."""
+
+    def write(
+        key: torch.Tensor, value: torch.Tensor, kv_cache: torch.Tensor, slot_mapping: torch.Tensor
+    ) -> None:
+        layer.impl.do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+
+    return write

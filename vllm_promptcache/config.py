@@ -1,0 +1,64 @@
+"""Options of prompt modules, as they travel in vLLM's `additional_config["prompt_modules"]`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from vllm_promptcache.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+CONFIG_KEY = "prompt_modules"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class PromptModulesConfig:
+    """Options of prompt modules."""
+
+    schemas: str | None = None
+    """Folder whose `*.pml` and `*.xml` files are compiled as schemas at start."""
+
+    encode: Literal["isolated", "anchored"] = "isolated"
+    """What a module may attend to while it is encoded, where its schema does not say: nothing but
+    itself (`isolated`, as in the paper), or also the text of its ancestors that lies before it
+    (`anchored`)."""
+
+    verify: bool = False
+    """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
+    For debugging: it reads all the KV that requests reuse."""
+
+    @classmethod
+    def parse(cls, options: Any) -> PromptModulesConfig:
+        """Reads the value of `additional_config["prompt_modules"]`.
+
+        Raises:
+            UnsupportedError: An option is unknown or has a wrong value.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(options)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"]) or CONFIG_KEY
+            names = ", ".join(field.name for field in fields(cls))
+            raise UnsupportedError(
+                f"prompt_modules option {where!r}: {problem['msg']}", f"options are: {names}"
+            ) from None
+
+    @classmethod
+    def find(cls, vllm_config: VllmConfig) -> PromptModulesConfig | None:
+        """Returns the options of an engine, or None if prompt modules are off."""
+        options = (vllm_config.additional_config or {}).get(CONFIG_KEY)
+        return None if options is None else cls.parse(options)
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> PromptModulesConfig:
+        """Returns the options of an engine that has prompt modules on."""
+        config = cls.find(vllm_config)
+        if config is None:
+            raise UnsupportedError("prompt modules are off", "add --enable-prompt-modules")
+        return config

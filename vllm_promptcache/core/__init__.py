@@ -1,0 +1,1 @@
+"""The scheduler's side: who waits for which module, and which blocks a request maps."""

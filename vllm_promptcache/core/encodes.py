@@ -1,0 +1,88 @@
+"""Encodes under way: one for each missing module, shared by all requests that wait for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.plan.codec import unpack_module
+from vllm_promptcache.plan.sequence import ModuleSpec
+
+
+@dataclass(slots=True)
+class Encodes:
+    """Owns the encode requests from their start to their end, by the key of their module."""
+
+    block_size: int
+    num_started: int = 0
+    _by_key: dict[bytes, EncodeRequest] = field(default_factory=dict)
+    _orphans: dict[str, EncodeRequest] = field(default_factory=dict)
+    _counter: Iterator[int] = field(default_factory=itertools.count)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._by_key
+
+    def join(self, key: bytes, waiter: str) -> bool:
+        """Adds a waiter to the encode of `key`; returns whether there is one."""
+        encode = self._by_key.get(key)
+        if encode is None:
+            return False
+        encode.waiters.add(waiter)
+        return True
+
+    def start(self, waiter: ModularRequest, key: bytes) -> EncodeRequest:
+        """Makes the request that encodes module `key` of the waiter's plan.
+
+        Raises:
+            PlanError: The plan's packed module is malformed.
+        """
+        spec = unpack_module(waiter.modules.get(key), key=key)
+        encode = EncodeRequest(
+            self._make_request(waiter.request, spec),
+            spec.sequence,
+            waiter.modules,
+            self.block_size,
+            spec=spec,
+            key=waiter.store_key(key),
+            waiters={waiter.request_id},
+        )
+        self._by_key[encode.key] = encode
+        self.num_started += 1
+        return encode
+
+    def leave(self, waiter: ModularRequest) -> None:
+        """The waiter needs its modules no more (it was admitted or has ended)."""
+        for _, key in waiter.span_keys():
+            if (encode := self._by_key.get(key)) is not None:
+                encode.waiters.discard(waiter.request_id)
+                if not encode.waiters:
+                    self._orphans[encode.request_id] = encode
+
+    def finish(self, encode: EncodeRequest) -> None:
+        """Forgets an encode that has ended, in whatever way."""
+        self._by_key.pop(encode.key, None)
+        self._orphans.pop(encode.request_id, None)
+
+    def take_orphans(self) -> list[str]:
+        """Returns the ids of encodes that nobody waits for any more, to be aborted."""
+        orphans = [request_id for request_id, e in self._orphans.items() if not e.waiters]
+        self._orphans.clear()
+        return orphans
+
+    def _make_request(self, waiter: Request, spec: ModuleSpec) -> Request:
+        return Request(
+            request_id=f"prompt-module-{next(self._counter)}-{spec.key.hex()[:12]}",
+            # Context tokens are never computed here, so their ids do not matter.
+            prompt_token_ids=[0] * spec.sequence.num_cached_tokens + list(spec.token_ids),
+            sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
+            pooling_params=None,
+            client_index=waiter.client_index,
+            arrival_time=waiter.arrival_time,
+            lora_request=waiter.lora_request,
+            priority=waiter.priority,
+        )

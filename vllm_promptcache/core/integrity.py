@@ -1,0 +1,76 @@
+"""A walk over module store, pins and block pool that proves their books agree."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from vllm_promptcache.compat import MODULE_HASH_PREFIX
+from vllm_promptcache.core.request import EncodeRequest
+
+if TYPE_CHECKING:
+    from vllm_promptcache.core.scheduler import PromptModuleMixin
+
+
+def check_integrity(scheduler: PromptModuleMixin) -> None:
+    """Checks the invariants that the scheduler can see (1-architecture, invariants 1, 2, 3, 5).
+
+    Meant for tests and debugging: it walks all blocks. Does not mutate anything but the store's
+    memory of evicted modules.
+
+    Raises:
+        AssertionError: An invariant is violated.
+    """
+    _check_store(scheduler)
+    _check_reference_counts(scheduler)
+    _check_requests(scheduler)
+
+
+def _check_store(scheduler: PromptModuleMixin) -> None:
+    modules = scheduler.module_store.modules.values()
+    block_ids = [block_id for module in modules for block_id in module.block_ids]
+    assert len(block_ids) == len(set(block_ids)), "two modules share a block"
+    for module in modules:
+        num_blocks = -(-module.num_tokens // scheduler.block_size)
+        assert len(module.blocks) == num_blocks, "a module has too few or too many blocks"
+        assert module.is_intact, "a module lost a block that the store believes in"
+    own = set(block_ids)
+    for block in scheduler.kv_cache_manager.block_pool.blocks:
+        is_published = (block.block_hash or b"").startswith(MODULE_HASH_PREFIX)
+        assert is_published == (block.block_id in own), "a stray block carries a module's hash"
+
+
+def _check_reference_counts(scheduler: PromptModuleMixin) -> None:
+    manager = scheduler.kv_cache_manager
+    counts = Counter(scheduler.module_store.pinned_block_ids)
+    for request_id in scheduler.requests:
+        counts.update(manager.get_block_ids(request_id)[0])
+    for _, blocks in scheduler.deferred_frees:
+        counts.update(block.block_id for block in blocks)
+    pool = manager.block_pool
+    for block in pool.blocks:
+        if not block.is_null:
+            assert block.ref_cnt == counts[block.block_id], f"wrong ref count: {block}"
+    num_free = sum(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
+    assert pool.get_num_free_blocks() == num_free, "the free list has lost or gained blocks"
+
+
+def _check_requests(scheduler: PromptModuleMixin) -> None:
+    manager = scheduler.kv_cache_manager
+    for request in scheduler.running:
+        modular = scheduler.residency.get(request)
+        if modular is None:
+            continue
+        blocks = manager.get_blocks(request.request_id).blocks[0]
+        shared, own = blocks[: modular.num_shared_blocks], blocks[modular.num_shared_blocks :]
+        expected = [
+            block_hash
+            for span, module in modular.mapped or ()
+            for block_hash in module.hashes[: span.num_full_blocks(scheduler.block_size)]
+        ]
+        assert [block.block_hash for block in shared] == expected, "a mapped block changed hands"
+        assert all(block.block_hash is None for block in own), "private KV was published"
+    for modular in scheduler.residency.requests.values():
+        assert modular.request_id in scheduler.requests, "a request was forgotten"
+        if isinstance(modular, EncodeRequest):
+            assert modular.key in scheduler.residency.encodes, "an encode was forgotten"

@@ -1,0 +1,130 @@
+"""What the scheduler knows of a request that reads prompt modules."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from vllm.v1.request import Request
+
+from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, SequencePlan
+from vllm_promptcache.store import StoredModule
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PositionOffsets:
+    """Position id minus index, for the computed tokens of one sequence.
+
+    vLLM addresses slots by a token's index in the block table. A token's position id differs from
+    it by an offset that is constant over each run; the last run goes on for generated tokens.
+
+    Attributes:
+        starts: Index of the first token of each run, ascending.
+        offsets: What to add to an index of that run.
+    """
+
+    starts: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    @classmethod
+    def of(cls, sequence: SequencePlan) -> PositionOffsets:
+        """Lays the position runs of `sequence` behind its cached tokens."""
+        starts, offsets, index = [], [], sequence.num_cached_tokens
+        for run in sequence.position_runs:
+            starts.append(index)
+            offsets.append(run.start - index)
+            index += run.num_tokens
+        return cls(tuple(starts), tuple(offsets))
+
+    def slices(self, start: int, num_tokens: int) -> tuple[tuple[int, int], ...]:
+        """Offsets of the tokens `[start, start + num_tokens)` as `(num_tokens, offset)` runs."""
+        end, run = start + num_tokens, bisect_right(self.starts, start) - 1
+        slices = []
+        while start < end:
+            run_end = min(end, self.starts[run + 1]) if run + 1 < len(self.starts) else end
+            slices.append((run_end - start, self.offsets[run]))
+            start, run = run_end, run + 1
+        return tuple(slices)
+
+
+@dataclass(slots=True, eq=False)
+class ModularRequest:
+    """A request whose sequence reads modules.
+
+    Attributes:
+        request: vLLM's request.
+        sequence: Its plan.
+        modules: Packed modules by key: all that `sequence` reads, and their contexts.
+        block_size: Tokens a block.
+        mapped: The modules it reads, set when it is being admitted; None if one is missing.
+        num_encodes: Encodes that were started for it.
+    """
+
+    request: Request
+    sequence: SequencePlan
+    modules: Mapping[bytes, bytes]
+    block_size: int
+    mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
+    num_encodes: int = 0
+    offsets: PositionOffsets = field(init=False)
+    num_shared_blocks: int = field(init=False)
+    num_tail_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        spans, size = self.sequence.spans, self.block_size
+        self.offsets = PositionOffsets.of(self.sequence)
+        self.num_shared_blocks = sum(span.num_full_blocks(size) for span in spans)
+        self.num_tail_tokens = sum(span.num_tail_tokens(size) for span in spans)
+
+    @property
+    def request_id(self) -> str:
+        """vLLM's id of the request."""
+        return self.request.request_id
+
+    @property
+    def num_own_blocks(self) -> int:
+        """Blocks that the request needs beside those it shares."""
+        return -(-self.request.num_tokens // self.block_size) - self.num_shared_blocks
+
+    def store_key(self, key: bytes) -> bytes:
+        """Key of a module in the store: KV also depends on the LoRA adapter it was made with."""
+        lora = self.request.lora_request
+        return key if lora is None else key + lora.lora_name.encode()
+
+    def span_keys(self) -> list[tuple[ModuleSpan, bytes]]:
+        """The sequence's spans, each with its module's key in the store."""
+        return [(span, self.store_key(span.key)) for span in self.sequence.spans]
+
+
+@dataclass(slots=True, eq=False)
+class EncodeRequest(ModularRequest):
+    """An internal request that runs a module's tokens through the model once.
+
+    Attributes:
+        spec: The module.
+        key: The module's key in the store.
+        waiters: Ids of the requests that wait for it.
+        written_blocks: Ids of the blocks that hold the module once the step that was scheduled
+            last has run; None before that step and after a preemption.
+    """
+
+    spec: ModuleSpec = field(kw_only=True)
+    key: bytes = field(kw_only=True)
+    waiters: set[str] = field(default_factory=set, kw_only=True)
+    written_blocks: list[int] | None = field(default=None, kw_only=True)
+
+    def module_blocks(self, blocks: Sequence[T]) -> Sequence[T]:
+        """Those of the request's blocks (or block ids) that become the module's."""
+        num_blocks = -(-self.spec.num_kept_tokens // self.block_size)
+        return blocks[self.num_shared_blocks : self.num_shared_blocks + num_blocks]
+
+    @property
+    def needs_compaction(self) -> bool:
+        """Whether kept tokens have to move: a context tail or placeholders lie before them."""
+        kept_runs = self.spec.kept_runs
+        return self.num_tail_tokens > 0 or len(kept_runs) > 1 or kept_runs[0].start > 0

@@ -1,0 +1,259 @@
+"""Residency: which requests wait for which modules, what is encoded, mapped and copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.step import StepBuilder, StepMetadata
+from vllm_promptcache.errors import PlanError
+from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
+from vllm_promptcache.store import ModuleStore
+
+# Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
+# More would let waiting requests hold the pool; fewer would encode one module at a time.
+HORIZON = 64
+# A request is given up when it started this many encodes for each of its modules and still never
+# found all of them resident: they do not fit the pool together.
+MAX_ENCODES_PER_MODULE = 16
+
+
+class ModuleResidency:
+    """Owns the state of every request that reads modules, from its arrival to its end.
+
+    The scheduler calls it at the seams it overrides, the connector at those of vLLM's connector
+    API; neither keeps state of its own. A bad request raises nothing here, since an exception in
+    the scheduler ends the engine: it is put on `rejected`.
+
+    Attributes:
+        store: The module store.
+        encodes: The encodes under way.
+        rejected: Request id -> why it cannot be served; the scheduler ends these requests.
+    """
+
+    def __init__(self, block_pool: BlockPool, block_size: int, *, verify: bool = False) -> None:
+        self.store = ModuleStore(block_pool)
+        self.encodes = Encodes(block_size)
+        self.rejected: dict[str, str] = {}
+        self._blocked: str | None = None
+        self._is_behind_blocked = False
+        self._ended_encodes: set[str] = set()
+        self._pool = block_pool
+        self._block_size = block_size
+        self._requests: dict[str, ModularRequest] = {}
+        self._waiting: set[str] = set()
+        self._step = StepBuilder(verify=verify)
+
+    @property
+    def requests(self) -> Mapping[str, ModularRequest]:
+        """All live requests that read modules, encodes included, by id."""
+        return self._requests
+
+    def get(self, request: Request) -> ModularRequest | None:
+        """Returns the state of `request` if it reads modules."""
+        return self._requests.get(request.request_id)
+
+    def add(self, request: Request) -> None:
+        """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
+        extra_args = request.sampling_params.extra_args if request.sampling_params else None
+        if not extra_args or PLAN_KEY not in extra_args:
+            return
+        try:
+            plan = unpack_plan(extra_args[PLAN_KEY], num_prompt_tokens=request.num_prompt_tokens)
+        except PlanError as error:
+            self.rejected[request.request_id] = str(error)
+            return
+        # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
+        request.skip_reading_prefix_cache = False
+        self._enter(ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size))
+
+    def _enter(self, modular: ModularRequest) -> None:
+        self._requests[modular.request_id] = modular
+        self._waiting.add(modular.request_id)
+        num_needed = modular.num_own_blocks + sum(
+            self._num_blocks(span.num_tokens) for span in modular.sequence.spans
+        )
+        num_usable = self._pool.num_gpu_blocks - 1  # one is vLLM's null block
+        if num_needed > num_usable:
+            self.rejected[modular.request_id] = (
+                f"the prompt with its modules needs {num_needed} KV cache blocks of "
+                f"{self._block_size} tokens, the cache has {num_usable}"
+            )
+
+    def preempted(self, request: Request) -> None:
+        """Takes note that `request` lost its blocks and waits again."""
+        if (modular := self.get(request)) is not None:
+            self._waiting.add(request.request_id)
+            if isinstance(modular, EncodeRequest):
+                modular.written_blocks = None
+
+    def finish(self, request: Request, blocks: Sequence[KVCacheBlock]) -> None:
+        """Forgets a finished request; publishes its module if it was an encode that ran.
+
+        Args:
+            request: A finished request that still holds its blocks.
+            blocks: Those blocks, in order.
+        """
+        if (modular := self._requests.pop(request.request_id, None)) is None:
+            return
+        self._leave_queue(modular)
+        if isinstance(modular, EncodeRequest):
+            self.encodes.finish(modular)
+            self._ended_encodes.add(modular.request_id)
+            if request.status != RequestStatus.FINISHED_ABORTED:
+                self._publish(modular, modular.module_blocks(blocks))
+
+    def _publish(self, encode: EncodeRequest, blocks: Sequence[KVCacheBlock]) -> None:
+        # Blocks that changed since the last chunk was scheduled hold something else.
+        if blocks and [block.block_id for block in blocks] == encode.written_blocks:
+            self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+
+    def _leave_queue(self, modular: ModularRequest) -> None:
+        self._waiting.discard(modular.request_id)
+        self.store.unpin(modular.request_id)
+        self.encodes.leave(modular)
+
+    def prepare(self, waiting: Iterable[Request], num_running: int) -> list[Request]:
+        """Pins the modules of the requests near admission and starts the encodes they need.
+
+        Args:
+            waiting: The waiting queue, head first.
+            num_running: Running requests; each may need a block in this step.
+
+        Returns:
+            New encode requests, to be put ahead of the queue in this order.
+        """
+        self._blocked, self._is_behind_blocked = None, False
+        if not self._waiting:
+            return []
+        near = self._requests_near_admission(waiting, num_running)
+        self.store.unpin_all(keep={modular.request_id for modular in near})
+        return [request for modular in near for request in self._hold(modular)]
+
+    def _requests_near_admission(
+        self, waiting: Iterable[Request], num_running: int
+    ) -> list[ModularRequest]:
+        """The modular requests at the head of the queue that fit the pool together."""
+        near: list[ModularRequest] = []
+        room = self._pool.get_num_free_blocks() - num_running
+        for request in islice(waiting, HORIZON):
+            modular = self.get(request)
+            room -= self._num_blocks_needed(request, modular)
+            # With nothing running, what holds the pool are pins: the first request gets all of it.
+            if room < 0 and (near or num_running or modular is None):
+                self._blocked = request.request_id if modular is not None else None
+                break
+            if modular is not None:
+                near.append(modular)
+        return near
+
+    def holds_back(self, request: Request) -> bool:
+        """Whether `request`, the next one in the queue, must not be admitted in this step.
+
+        Behind a request that waits for room in the pool nobody is admitted: the modules it needs
+        would be evicted again and again, and it would starve.
+        """
+        self._is_behind_blocked |= request.request_id == self._blocked
+        return self._is_behind_blocked or request.request_id in self.rejected
+
+    def _num_blocks_needed(self, request: Request, modular: ModularRequest | None) -> int:
+        if modular is None:
+            return self._num_blocks(request.num_tokens)
+        return modular.num_own_blocks + sum(
+            self._num_blocks_to_bring(key, span.num_tokens) for span, key in modular.span_keys()
+        )
+
+    def _num_blocks_to_bring(self, key: bytes, num_tokens: int) -> int:
+        if (module := self.store.lookup(key)) is not None:
+            return sum(block.ref_cnt == 0 for block in module.blocks)
+        # An encode that is under way counts for itself.
+        return 0 if key in self.encodes else self._num_blocks(num_tokens)
+
+    def _num_blocks(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
+
+    def _hold(self, modular: ModularRequest) -> list[Request]:
+        """Pins what is resident of `modular` and starts encodes of the rest, contexts first."""
+        new: list[Request] = []
+        for span, key in modular.span_keys():
+            if self.store.lookup(key) is not None:
+                self.store.pin(modular.request_id, key)
+            elif not self.encodes.join(key, modular.request_id):
+                new += self._start_encode(modular, span.key)
+        return new
+
+    def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
+        waiter.num_encodes += 1
+        try:
+            if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
+                raise PlanError("the prompt's modules do not fit the KV cache together")
+            encode = self.encodes.start(waiter, key)
+        except PlanError as error:
+            self.rejected[waiter.request_id] = str(error)
+            return []
+        self._enter(encode)
+        return [*self._hold(encode), encode.request]
+
+    def take_ended_encodes(self) -> set[str]:
+        """Returns the ids of the encodes that have ended; no client waits for their output."""
+        ended, self._ended_encodes = self._ended_encodes, set()
+        return ended
+
+    def take_rejected(self) -> dict[str, str]:
+        """Returns the rejected requests, and with each rejected encode those that wait for it."""
+        rejected, self.rejected = self.rejected, {}
+        for request_id, reason in list(rejected.items()):
+            encode = self._requests.get(request_id)
+            if isinstance(encode, EncodeRequest):
+                rejected.update((waiter, reason) for waiter in encode.waiters)
+        return rejected
+
+    def map(self, modular: ModularRequest) -> list[KVCacheBlock] | None:
+        """Returns the module blocks that `modular` shares, or None if a module is missing.
+
+        The scheduler references them before it allocates anything else, so that they cannot be
+        evicted in between. Sets `modular.mapped`.
+        """
+        modular.mapped = None
+        mapped = []
+        for span, key in modular.span_keys():
+            if (module := self.store.lookup(key)) is None:
+                return None
+            if module.num_tokens < span.num_tokens:
+                self.rejected[modular.request_id] = "malformed prompt plan: a span is too long"
+                return None
+            mapped.append((span, module))
+        modular.mapped = mapped
+        size = self._block_size
+        return [b for span, m in mapped for b in m.blocks[: span.num_full_blocks(size)]]
+
+    def admit(self, request: Request, block_ids: Sequence[int]) -> None:
+        """Takes note that `request` has its blocks; plans the copies of its modules' tails.
+
+        Args:
+            request: The request; its modules were mapped just before.
+            block_ids: Its block table, the shared blocks first.
+        """
+        if (modular := self.get(request)) is not None:
+            self._step.admit(modular, block_ids)
+            self._leave_queue(modular)
+
+    def end_step(
+        self, num_scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], list[int]]
+    ) -> StepMetadata:
+        """Returns the workers' part of the step that was just scheduled, and starts a new one.
+
+        Args:
+            num_scheduled_tokens: Request id -> tokens computed in the step.
+            block_ids_of: Returns the block table of a request id.
+        """
+        for request_id, num_tokens in num_scheduled_tokens.items():
+            if (modular := self._requests.get(request_id)) is not None:
+                self._step.compute(modular, num_tokens, block_ids_of)
+        return self._step.take()

@@ -1,0 +1,153 @@
+"""The scheduler: vLLM's own, with requests held back until their modules are resident.
+
+Each override does its part and calls vLLM's method; no method is copied. The private methods that
+are overridden here are listed and checked in `compat.py`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_promptcache import compat
+from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.core.integrity import check_integrity
+from vllm_promptcache.core.request import EncodeRequest
+from vllm_promptcache.core.residency import ModuleResidency
+from vllm_promptcache.plan.codec import PLAN_KEY
+from vllm_promptcache.store import ModuleStore
+
+
+class PromptModuleMixin(Scheduler):
+    """Maps the modules of a request onto its block table by reference (paper 3.4).
+
+    A request whose modules are not all resident is skipped while internal encode requests run
+    ahead of it. It is admitted with all its module blocks referenced, or not at all.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The engine core makes its block hasher after the scheduler.
+        compat.never_hash_blocks(PLAN_KEY)
+        config = PromptModulesConfig.of(self.vllm_config)
+        manager = self.kv_cache_manager
+        self.residency = ModuleResidency(
+            manager.block_pool, self.block_size, verify=config.verify
+        )
+        # Blocks of a request with modules hold KV that its tokens alone do not determine.
+        compat.never_cache_blocks(manager, self.residency.requests.__contains__)
+        self.connector.bind_residency(self.residency)
+
+    @property
+    def module_store(self) -> ModuleStore:
+        """The resident modules."""
+        return self.residency.store
+
+    def check_integrity(self) -> None:
+        """Walks store, pins and block pool.
+
+        Raises:
+            AssertionError: An invariant is violated.
+        """
+        check_integrity(self)
+
+    def add_request(self, request: Request) -> None:
+        """Adds a request; a bad plan ends it with an error at the next step."""
+        if request.request_id not in self.requests:
+            self.residency.add(request)
+        super().add_request(request)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Starts the encodes that waiting requests need, then schedules as vLLM does."""
+        if orphans := self.residency.encodes.take_orphans():
+            self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
+        encodes = self.residency.prepare(self.waiting, len(self.running))
+        # Each is put at the head of the queue, so the first one goes last.
+        for request in reversed(encodes):
+            super().add_request(request)
+        return super().schedule(throttle_prefills)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """As vLLM, without the outputs of encodes and with those of rejected requests."""
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if ended := self.residency.take_ended_encodes():
+            for client in outputs.values():
+                client.outputs = [o for o in client.outputs if o.request_id not in ended]
+        if self.residency.rejected:
+            self._end_rejected(outputs)
+        return outputs
+
+    def _end_rejected(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        reasons = self.residency.take_rejected()
+        by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
+        for request in self.finish_requests(list(reasons), RequestStatus.FINISHED_ERROR):
+            by_client[request.client_index].append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=FinishReason.ERROR,
+                    stop_reason=reasons[request.request_id],
+                )
+            )
+        for client_index, rejected in by_client.items():
+            outputs.setdefault(client_index, EngineCoreOutputs()).outputs.extend(rejected)
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, reset_connector: bool = False
+    ) -> bool:
+        """As vLLM; modules are forgotten with the rest, pins do not stand in the way."""
+        self.residency.store.unpin_all()
+        return super().reset_prefix_cache(reset_running_requests, reset_connector)
+
+    def _enqueue_waiting_request(self, request: Request) -> None:
+        if isinstance(self.residency.get(request), EncodeRequest):
+            self.waiting.prepend_request(request)
+        else:
+            super()._enqueue_waiting_request(request)
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        if self.residency.holds_back(request):
+            return False
+        return super()._handle_blocked_waiting_request(request)
+
+    def _get_local_prefix_cache_hit(
+        self, request: Request
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        modular = self.residency.get(request)
+        if modular is None:
+            return super()._get_local_prefix_cache_hit(request)
+        # If a module is missing the connector, asked next, answers "later".
+        blocks = self.residency.map(modular) or []
+        hit = self.kv_cache_manager.create_kv_cache_blocks((blocks,))
+        return hit, len(blocks) * self.block_size, 0, False
+
+    def _preempt_request(
+        self, request: Request, timestamp: float, drop_stale_output: bool = False
+    ) -> None:
+        self.residency.preempted(request)
+        super()._preempt_request(request, timestamp, drop_stale_output)
+
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+        self.residency.finish(request, blocks)
+        return super()._free_request(request, delay_free_blocks)
+
+
+class PromptModuleScheduler(PromptModuleMixin, Scheduler):
+    """vLLM's synchronous scheduler with prompt modules."""
+
+
+class PromptModuleAsyncScheduler(PromptModuleMixin, AsyncScheduler):
+    """vLLM's asynchronous scheduler with prompt modules."""

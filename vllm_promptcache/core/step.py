@@ -1,0 +1,129 @@
+"""What the scheduler tells the workers about one step, and how it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCheck:
+    """Kept tokens of a module, to compare their KV with what it was when they were encoded.
+
+    Attributes:
+        key: The module's key in the store.
+        block_ids: Blocks that hold it, in order.
+        num_tokens: How many of its kept tokens.
+    """
+
+    key: bytes
+    block_ids: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class StepMetadata(KVConnectorMetadata):
+    """Work of the connector's worker side in one step, in this order.
+
+    Attributes:
+        checks: Modules that requests map in this step (only with `verify`).
+        loads: Copies before the forward pass: tail tokens into the blocks of new requests.
+        position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
+            the tokens it computes in this step.
+        stores: Copies after the forward pass: kept tokens of modules to the front of their blocks.
+        fingerprints: Modules whose encode ends with this step (only with `verify`).
+    """
+
+    checks: list[BlockCheck] = field(default_factory=list)
+    loads: SlotCopy | None = None
+    position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
+    stores: SlotCopy | None = None
+    fingerprints: list[BlockCheck] = field(default_factory=list)
+
+
+class StepBuilder:
+    """Collects the work of the step that is being scheduled.
+
+    Args:
+        verify: Also let the workers compare each module's KV with its fingerprint.
+    """
+
+    def __init__(self, *, verify: bool) -> None:
+        self._verify = verify
+        self._metadata = StepMetadata()
+        self._loads: list[SlotCopy] = []
+        self._stores: list[SlotCopy] = []
+
+    def admit(self, modular: ModularRequest, block_ids: Sequence[int]) -> None:
+        """Copies the tails of the request's modules behind its shared blocks.
+
+        Nothing keeps the sources from being reused in this very step; that is safe because the
+        workers read all sources before they write anything.
+
+        Args:
+            modular: A request whose modules are mapped.
+            block_ids: Its block table, the shared blocks first.
+        """
+        size = modular.block_size
+        tails = [
+            (module.blocks[span.num_full_blocks(size)].block_id * size, num_tail_tokens)
+            for span, module in modular.mapped or ()
+            if (num_tail_tokens := span.num_tail_tokens(size))
+        ]
+        if tails:
+            indexes = ranges([(modular.num_shared_blocks * size, modular.num_tail_tokens)])
+            self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
+        if self._verify:
+            self._metadata.checks += [
+                BlockCheck(module.key, tuple(module.block_ids), module.num_tokens)
+                for _, module in modular.mapped or ()
+            ]
+
+    def compute(
+        self, modular: ModularRequest, num_tokens: int, block_ids_of: Callable[[str], list[int]]
+    ) -> None:
+        """Positions of the next `num_tokens` tokens of the request; the end of an encode.
+
+        Args:
+            modular: A request that is scheduled in this step.
+            num_tokens: Tokens it computes in the step.
+            block_ids_of: Returns the block table of a request id.
+        """
+        request = modular.request
+        start = request.num_computed_tokens
+        offsets = modular.offsets.slices(start, num_tokens)
+        self._metadata.position_offsets.append((modular.request_id, offsets))
+        if isinstance(modular, EncodeRequest) and start + num_tokens >= request.num_prompt_tokens:
+            self._end_encode(modular, block_ids_of(modular.request_id))
+
+    def _end_encode(self, encode: EncodeRequest, block_ids: Sequence[int]) -> None:
+        """Moves the kept tokens to the front of the encode's own blocks, which become the module's.
+
+        In place: the kept tokens never lie before their targets, and sources are read first.
+        """
+        size, first = encode.block_size, encode.num_shared_blocks * encode.block_size
+        encode.written_blocks = list(encode.module_blocks(block_ids))
+        if encode.needs_compaction:
+            own = encode.sequence.num_cached_tokens
+            kept = ranges([(own + run.start, run.num_tokens) for run in encode.spec.kept_runs])
+            targets = ranges([(first, encode.spec.num_kept_tokens)])
+            self._stores.append(
+                SlotCopy(slots_of(block_ids, kept, size), slots_of(block_ids, targets, size))
+            )
+        if self._verify:
+            blocks = tuple(encode.written_blocks)
+            check = BlockCheck(encode.key, blocks, encode.spec.num_kept_tokens)
+            self._metadata.fingerprints.append(check)
+
+    def take(self) -> StepMetadata:
+        """Returns the collected work and starts with an empty step."""
+        metadata, self._metadata = self._metadata, StepMetadata()
+        metadata.loads = SlotCopy.concatenate(self._loads)
+        metadata.stores = SlotCopy.concatenate(self._stores)
+        self._loads, self._stores = [], []
+        return metadata

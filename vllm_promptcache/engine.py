@@ -1,0 +1,105 @@
+"""What an engine with prompt modules needs: its configuration, and what it cannot be combined with."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm_promptcache.compat import check_private_names
+from vllm_promptcache.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.engine.arg_utils import EngineArgs
+
+# Small blocks share more of a module by reference and copy less of it; vLLM's CPU kernels take
+# multiples of 32. Their default of 128 made the first token of 5,000 cached tokens 1.5 times slower.
+CPU_BLOCK_SIZE = 32
+
+_SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleScheduler"
+_ASYNC_SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleAsyncScheduler"
+
+
+def prepare_engine_args(args: EngineArgs) -> None:
+    """Sets the engine options that prompt modules need. Mutates `args` and the environment.
+
+    Raises:
+        UnsupportedError: The user set an option that cannot be combined with prompt modules, or
+            vLLM lacks a name that the hooks rely on.
+    """
+    from vllm.config import KVTransferConfig
+    from vllm.platforms import current_platform
+
+    check_private_names()
+    _require(not os.environ.get("VLLM_USE_RUST_FRONTEND"), "the Rust front end")
+    _require(args.kv_transfer_config is None, "a KV connector of your own (--kv-transfer-config)")
+    _require(args.enable_prefix_caching is not False, "--no-enable-prefix-caching")
+    _require(args.speculative_config is None, "speculative decoding")
+    if args.block_size is None and current_platform.is_cpu():
+        args.block_size = CPU_BLOCK_SIZE
+    args.enable_prefix_caching = True
+    args.disable_hybrid_kv_cache_manager = True
+    args.kv_transfer_config = KVTransferConfig(
+        kv_connector="PromptModuleConnector",
+        kv_connector_module_path="vllm_promptcache.worker.connector",
+        kv_role="kv_both",
+    )
+    # The V2 runner takes positions from elsewhere; the hook is for V1.
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+def check_engine(vllm_config: VllmConfig) -> None:
+    """Refuses models and settings for which reuse would be wrong or was never tried.
+
+    Raises:
+        UnsupportedError: With the reason.
+    """
+    _check_model(vllm_config.model_config)
+    _require(vllm_config.cache_config.cache_dtype in ("auto", "bfloat16"), "a quantized KV cache")
+    parallel = vllm_config.parallel_config
+    num_context_ranks = (
+        parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
+    )
+    _require(num_context_ranks == 1, "context parallelism")
+    _require(
+        vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own"
+    )
+
+
+def _check_model(model: ModelConfig) -> None:
+    config: Any = model.hf_text_config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = model.get_sliding_window()
+    has_window = window is not None and getattr(config, "use_sliding_window", True)
+    _require(model.runner_type == "generate", "a pooling model")
+    _require(not model.is_encoder_decoder, "an encoder-decoder model")
+    _require(
+        not (model.is_hybrid or model.is_attention_free or model.has_inner_state),
+        "a model with recurrent state (Mamba and hybrids): its state is not a list of tokens",
+    )
+    _require(
+        not has_window and kinds <= {"full_attention"},
+        "a model with sliding-window attention: its window counts tokens by their place in the "
+        "block table, which prompt modules permute",
+    )
+    _require(
+        not model.uses_alibi,
+        "a model with ALiBi: its bias counts tokens by their place in the block table, which "
+        "prompt modules permute",
+    )
+    _require(not model.uses_mrope, "a model with multi-dimensional positions (M-RoPE)")
+    _require(not model.use_mla, "a model with latent attention (MLA)")
+
+
+def select_scheduler(vllm_config: VllmConfig) -> None:
+    """Sets the scheduler class that fits the engine's scheduling mode. Mutates `vllm_config`."""
+    scheduler = vllm_config.scheduler_config
+    scheduler.scheduler_cls = _ASYNC_SCHEDULER if scheduler.async_scheduling else _SCHEDULER
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise UnsupportedError(
+            f"prompt modules cannot be combined with {what}",
+            "leave the option out, or start without --enable-prompt-modules",
+        )

@@ -1,0 +1,1 @@
+"""Where prompts come in: vLLM's renderers, `LLM`, the command line."""

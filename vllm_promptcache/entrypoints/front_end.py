@@ -1,0 +1,120 @@
+"""The front end's state: compiled schemas, and plans for prompts that fit the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.errors import ClientError, PlanError
+from vllm_promptcache.plan import Planner, PromptPlan
+from vllm_promptcache.pml import parse_schema
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+SCHEMA_SUFFIXES = (".pml", ".xml")
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """Compiles schemas and plans prompts for one engine.
+
+    Attributes:
+        planner: Holds the compiled schemas.
+        vllm_config: The engine's configuration.
+    """
+
+    planner: Planner
+    vllm_config: VllmConfig
+
+    @classmethod
+    def create(cls, vllm_config: VllmConfig, tokenizer: Any) -> FrontEnd:
+        """Makes the front end of an engine; loads the schemas of its schema folder.
+
+        Raises:
+            PMLError: A file of the schema folder is no valid schema.
+            ClientError: The schema folder cannot be read.
+        """
+        config = PromptModulesConfig.of(vllm_config)
+        planner = Planner(
+            tokenizer,
+            max_model_len=vllm_config.model_config.max_model_len,
+            block_size=vllm_config.cache_config.block_size,
+            default_encode=config.encode,
+        )
+        front_end = cls(planner, vllm_config)
+        if config.schemas is not None:
+            front_end.load_schemas(Path(config.schemas))
+        return front_end
+
+    def load_schemas(self, folder: Path) -> list[SchemaInfo]:
+        """Adds every schema file of `folder`, in the order of their names."""
+        if not folder.is_dir():
+            raise ClientError(f"the schema folder {str(folder)!r} does not exist")
+        files = sorted(path for path in folder.iterdir() if path.suffix in SCHEMA_SUFFIXES)
+        return [self.add_schema(path) for path in files]
+
+    def add_schema(self, source: str | Path) -> SchemaInfo:
+        """Compiles a schema; one of the same name is replaced.
+
+        Args:
+            source: PML text (it starts with `<`), or the path of a file. Only a file may use `src`.
+
+        Raises:
+            PMLError: The schema is not valid.
+            ClientError: The file cannot be read.
+        """
+        if isinstance(source, str) and source.lstrip("\\ufeff \\t\\r\\n").startswith("<"):
+            schema = parse_schema(source)
+        else:
+            schema = parse_schema(
+                _read(path := Path(source)), name=str(path), base_dir=path.parent
+            )
+        layout = self.planner.add_schema(schema)
+        return SchemaInfo.of(layout, self.vllm_config.cache_config.block_size)
+
+    def remove_schema(self, name: str) -> None:
+        """Forgets a schema. Requests in flight are not touched: they carry their plans.
+
+        Raises:
+            ClientError: There is no such schema.
+        """
+        self.planner.remove_schema(name)
+
+    def plan(self, text: str, *, reuse: bool = True) -> PromptPlan:
+        """Plans a PML prompt.
+
+        Raises:
+            PMLError: The prompt is not valid, or does not fit its schema.
+            PlanError: The engine's KV cache can never hold the prompt and its modules.
+        """
+        plan = self.planner.plan(text, reuse=reuse)
+        self._check_room(plan)
+        return plan
+
+    def _check_room(self, plan: PromptPlan) -> None:
+        cache = self.vllm_config.cache_config
+        if cache.num_gpu_blocks is None:
+            return
+        size, sequence = cache.block_size, plan.sequence
+        num_shared = sum(span.num_full_blocks(size) for span in sequence.spans)
+        num_modules = sum(-(-span.num_tokens // size) for span in sequence.spans)
+        num_own = -(-(plan.num_tokens + 1) // size) - num_shared
+        num_needed = num_modules + num_own
+        # One block is vLLM's null block.
+        if num_needed > cache.num_gpu_blocks - 1:
+            raise PlanError(
+                f"the prompt with its modules needs {num_needed} KV cache blocks of {size} tokens, "
+                f"the cache has {cache.num_gpu_blocks - 1}",
+                "import fewer modules, or start with a larger KV cache",
+            )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClientError(f"cannot read the schema {str(path)!r}: {error}") from None

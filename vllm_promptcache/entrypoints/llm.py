@@ -1,0 +1,129 @@
+"""`LLM`: vLLM's offline engine with prompt modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import vllm
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
+
+from vllm_promptcache.config import CONFIG_KEY
+from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.errors import PlanError
+from vllm_promptcache.plan import Explanation
+from vllm_promptcache.plugin import register
+from vllm_promptcache.pml import is_prompt
+
+
+class LLM(vllm.LLM):
+    """`vllm.LLM` that takes PML prompts and reuses the KV of their modules.
+
+    Args:
+        model: As for `vllm.LLM`.
+        prompt_modules: Options of prompt modules; see `PromptModulesConfig`.
+        kwargs: Arguments of `vllm.LLM`.
+    """
+
+    def __init__(
+        self, model: str | Path, *, prompt_modules: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        register()
+        additional_config = {
+            **(kwargs.pop("additional_config", None) or {}),
+            CONFIG_KEY: dict(prompt_modules or {}),
+        }
+        super().__init__(str(model), additional_config=additional_config, **kwargs)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        """The compiled schemas and the planner."""
+        front_end: FrontEnd = self.renderer.front_end
+        return front_end
+
+    def add_schema(self, source: str | Path, *, warm: bool = False) -> SchemaInfo:
+        """Compiles a schema; one of the same name is replaced.
+
+        Args:
+            source: PML text, or the path of a file.
+            warm: Encode its modules now, not when the first prompt imports them.
+
+        Raises:
+            PMLError: The schema is not valid.
+        """
+        info = self.front_end.add_schema(source)
+        if warm:
+            plans = self.front_end.planner.warm_plans(info.name)
+            prompts = [planned_prompt("", plan) for plan in plans]
+            super().generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
+        return info
+
+    def remove_schema(self, name: str) -> None:
+        """Forgets a schema; its modules leave the KV cache as room is needed.
+
+        Raises:
+            ClientError: There is no such schema.
+        """
+        self.front_end.remove_schema(name)
+
+    @property
+    def schemas(self) -> Mapping[str, SchemaInfo]:
+        """The schemas by name (read-only)."""
+        return MappingProxyType(self.front_end.schemas)
+
+    def explain(self, prompt: str) -> Explanation:
+        """Tells how a PML prompt is laid out: what is reused, what is computed, and where.
+
+        Raises:
+            PMLError: The prompt is not valid, or does not fit its schema.
+        """
+        return self.front_end.explain(prompt)
+
+    def generate(  # type: ignore[override]
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        reuse: bool = True,
+        **kwargs: Any,
+    ) -> list[RequestOutput]:
+        """Generates from PML prompts, plain strings and token prompts, mixed as you like.
+
+        All PML prompts are planned before any prompt is run, so that a bad one stops nothing
+        half-way.
+
+        Args:
+            prompts: One prompt or a sequence, as for `vllm.LLM.generate`.
+            sampling_params: As for `vllm.LLM.generate`.
+            reuse: False runs each PML prompt as one plain prefill of the same tokens at the same
+                positions, with no module: the baseline to compare with.
+            kwargs: As for `vllm.LLM.generate`.
+
+        Raises:
+            PMLError: A PML prompt is not valid, or does not fit its schema.
+        """
+        if isinstance(prompts, str | Mapping):
+            prompts = [prompts]
+        planned = [self._plan(prompt, reuse) for prompt in prompts]
+        return super().generate(planned, sampling_params, **kwargs)
+
+    def _plan(self, prompt: Any, reuse: bool) -> Any:
+        if isinstance(prompt, str) and is_prompt(prompt):
+            return planned_prompt(prompt, self.front_end.plan(prompt, reuse=reuse))
+        return prompt
+
+    def beam_search(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `vllm.LLM.beam_search`, which cannot take PML prompts.
+
+        Raises:
+            PlanError: A prompt is PML.
+        """
+        texts = [p.get("prompt") if isinstance(p, Mapping) else p for p in prompts]
+        if any(isinstance(text, str) and is_prompt(text) for text in texts):
+            raise PlanError("beam search cannot be combined with a PML prompt")
+        return super().beam_search(prompts, *args, **kwargs)

@@ -1,0 +1,130 @@
+"""Prompts in PML on their way through vLLM's front end.
+
+All front ends share a renderer, which turns a prompt into tokens, and an input processor, which
+turns tokens into an engine request. The first one plans a PML prompt, the second one moves the plan
+to where the scheduler finds it. Nothing else can: a client's own plan is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from vllm.renderers.base import BaseRenderer
+from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.input_processor import InputProcessor
+
+from vllm_promptcache.compat import wrap
+from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.errors import PlanError
+from vllm_promptcache.plan import PromptPlan
+from vllm_promptcache.plan.codec import PLAN_KEY
+from vllm_promptcache.pml import is_prompt
+
+# Under this key a plan travels from the renderer to the input processor, in one process.
+PLAN_FIELD = "prompt_module_plan"
+
+
+def planned_prompt(text: str, plan: PromptPlan) -> dict[str, Any]:
+    """A prompt for vLLM's front end that is planned already."""
+    return {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+
+
+class PromptModuleRenderer(BaseRenderer):
+    """Mix-in for a renderer: plans prompts that are PML documents."""
+
+    def __init__(self, config: Any, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.front_end = FrontEnd.create(config, tokenizer)
+
+    def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
+        planned = self._plan(prompt, params)
+        return super()._tokenize_singleton_prompt(prompt, params) if planned is None else planned
+
+    async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
+        if (planned := self._plan(prompt, params)) is not None:
+            return planned
+        return await super()._tokenize_singleton_prompt_async(prompt, params)
+
+    def _plan(self, prompt: Any, params: Any) -> dict[str, Any] | None:
+        text = prompt.get("prompt")
+        if PLAN_FIELD in prompt:
+            return cast(dict[str, Any], prompt)
+        if not isinstance(text, str) or "prompt_token_ids" in prompt or not is_prompt(text):
+            return None
+        if "prompt_embeds" in prompt or "multi_modal_data" in prompt:
+            raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
+        if getattr(params, "truncate_prompt_tokens", None) is not None:
+            raise PlanError("a PML prompt cannot be truncated", "leave truncate_prompt_tokens out")
+        extras = {key: value for key, value in prompt.items() if key != "prompt"}
+        return extras | planned_prompt(text, self.front_end.plan(text))
+
+    def _process_tokens(self, prompt: Any, **kwargs: Any) -> Any:
+        return _keep_plan(prompt, super()._process_tokens(prompt, **kwargs))
+
+    async def _process_tokens_async(self, prompt: Any, **kwargs: Any) -> Any:
+        return _keep_plan(prompt, await super()._process_tokens_async(prompt, **kwargs))
+
+
+def _keep_plan(prompt: Any, engine_input: Any) -> Any:
+    if (plan := prompt.get(PLAN_FIELD)) is not None:
+        engine_input[PLAN_FIELD] = plan
+    return engine_input
+
+
+def process_inputs(
+    original: Callable[..., Any],
+    processor: InputProcessor,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Wraps `InputProcessor.process_inputs`: attaches the plan, and nobody else's.
+
+    Raises:
+        PlanError: The sampling parameters cannot be combined with prompt modules.
+    """
+    plan = prompt.get(PLAN_FIELD) if isinstance(prompt, dict) else None
+    _check(prompt, plan, params)
+    request = original(processor, request_id, prompt, params, *args, **kwargs)
+    sampling_params = request.sampling_params
+    if sampling_params is not None:
+        # vLLM's copy of the parameters shares this dict with the caller's: make a new one.
+        extra_args = dict(sampling_params.extra_args or {})
+        extra_args.pop(PLAN_KEY, None)
+        if plan is not None:
+            extra_args[PLAN_KEY] = plan.packed
+            room = processor.model_config.max_model_len - plan.next_position
+            sampling_params.max_tokens = min(sampling_params.max_tokens, room)
+        sampling_params.extra_args = extra_args or None
+    return request
+
+
+def _check(prompt: Any, plan: PromptPlan | None, params: Any) -> None:
+    if plan is None:
+        text = prompt.get("prompt") if isinstance(prompt, dict) else None
+        if isinstance(text, str) and is_prompt(text):
+            # Beam search takes tokens and text of a prompt, and leaves the rest behind.
+            raise PlanError("beam search cannot be combined with a PML prompt")
+        return
+    if not isinstance(params, SamplingParams):
+        raise PlanError("a PML prompt can be generated from, not pooled")
+    if params.prompt_logprobs is not None:
+        raise PlanError(
+            "prompt_logprobs cannot be combined with a PML prompt",
+            "tokens that modules provide are not computed, so they have no log-probabilities",
+        )
+
+
+def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRenderer:
+    """Makes vLLM's renderer for `renderer_mode`, with the mix-in.
+
+    Also hooks the input processor: a plan is of use only where both are in place.
+    """
+    wrap(InputProcessor, "process_inputs", process_inputs)
+    renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
+    name = f"PromptModule{renderer_cls.__name__}"
+    return type(name, (PromptModuleRenderer, renderer_cls), {})(config, tokenizer)

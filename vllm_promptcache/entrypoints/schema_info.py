@@ -1,0 +1,48 @@
+"""What users are told of a schema."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_promptcache.layout import SchemaLayout
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleInfo:
+    """A module of a compiled schema.
+
+    Attributes:
+        path: Names from the outermost module on, joined by `/`; empty for the schema's root.
+        num_tokens: Its own tokens whose KV is kept (without placeholders and nested modules).
+        start: Position id at which it begins.
+        num_blocks: KV cache blocks it takes while it is resident.
+    """
+
+    path: str
+    num_tokens: int
+    start: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaInfo:
+    """A compiled schema.
+
+    Attributes:
+        name: Its name.
+        num_tokens: Positions it spans.
+        modules: Its modules in document order, the root first.
+    """
+
+    name: str
+    num_tokens: int
+    modules: tuple[ModuleInfo, ...]
+
+    @classmethod
+    def of(cls, layout: SchemaLayout, block_size: int) -> SchemaInfo:
+        """Summarizes a layout for an engine with blocks of `block_size` tokens."""
+        modules = tuple(
+            ModuleInfo(m.path, m.num_kept_tokens, m.start, -(-m.num_kept_tokens // block_size))
+            for m in layout.modules
+        )
+        return cls(layout.name, layout.num_tokens, modules)

@@ -1,0 +1,29 @@
+"""Layout: a schema compiled for a tokenizer, with the positions and keys of its modules."""
+
+from vllm_promptcache.layout.compiler import compile_schema
+from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
+from vllm_promptcache.layout.schema_layout import (
+    ROOT,
+    ContextSpan,
+    ModuleLayout,
+    ParameterSlot,
+    RoleEnd,
+    SchemaLayout,
+    UnionLayout,
+)
+from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
+
+__all__ = [
+    "ROOT",
+    "ChatRoles",
+    "ContextSpan",
+    "HFTokenizer",
+    "LayoutTokenizer",
+    "ModuleLayout",
+    "ParameterSlot",
+    "RoleEnd",
+    "RoleWrapper",
+    "SchemaLayout",
+    "UnionLayout",
+    "compile_schema",
+]

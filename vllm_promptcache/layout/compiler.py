@@ -1,0 +1,171 @@
+"""Compiles a schema for a tokenizer: from the tree of a schema to its layout."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+import msgspec
+
+from vllm_promptcache.layout.content import roles_in
+from vllm_promptcache.layout.drafts import ModuleDraft, merge_runs
+from vllm_promptcache.layout.placement import Placement, texts_in
+from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.plan.codec import pack_module
+from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.pml.ast import EncodePolicy, Location, Schema
+from vllm_promptcache.pml.diagnostics import pml_error
+
+KEY_VERSION = 1
+"""Part of every key; changes with whatever else a module's KV depends on."""
+
+
+def compile_schema(
+    schema: Schema,
+    tokenizer: LayoutTokenizer,
+    *,
+    default_encode: EncodePolicy = "isolated",
+    max_model_len: int | None,
+    salt: bytes = b"",
+) -> SchemaLayout:
+    """Lays out a schema and derives all that is needed to encode its modules.
+
+    The positions are those of the paper's section 3.3: document order, all members of a union from
+    the same position on, `len` positions for a parameter.
+
+    Args:
+        schema: A parsed and validated schema.
+        tokenizer: The model's tokenizer.
+        default_encode: Policy where neither the module nor the schema says one.
+        max_model_len: Positions the model has, None for no limit.
+        salt: The tenant's salt; part of the keys of a private schema.
+
+    Raises:
+        PMLError: The schema is too long, uses a role that the model does not have or a feature
+            that is not there yet, or is private where there is no salt.
+        UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
+    """
+    _check_features(schema, salt)
+    has_roles = _check_roles(schema, tokenizer)
+    placement = _place(schema, tokenizer, schema.encode or default_encode)
+    drafts = placement.modules
+    _check_length(schema, drafts[0].end, max_model_len)
+    modules = _finish(drafts, salt if schema.private else b"")
+    by_name: dict[str, list[int]] = {}
+    for module in modules[1:]:
+        by_name.setdefault(module.name, []).append(module.index)
+    return SchemaLayout(
+        name=schema.name,
+        modules=modules,
+        unions=tuple(placement.unions),
+        children=tuple(draft.children for draft in drafts),
+        by_name=by_name,
+        has_roles=has_roles,
+        private=schema.private,
+    )
+
+
+def _check_features(schema: Schema, salt: bytes) -> None:
+    if schema.layout == "compact":
+        _refuse(schema, schema.location, '`layout="compact"` is not supported yet', "leave it out")
+    if schema.scaffolds:
+        location = schema.scaffolds[0].location
+        _refuse(schema, location, "`<scaffold>` is not supported yet", "leave it out")
+    if schema.private and not salt:
+        message = "the schema is private, but there is no salt to keep its modules apart with"
+        _refuse(schema, schema.location, message, "give the server a salt for the tenant")
+
+
+def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
+    number = -1
+    for number, role in enumerate(roles_in(schema.children)):
+        tokenizer.roles.check(role, schema.source, is_first=number == 0)
+    return number >= 0
+
+
+def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
+    if max_model_len is not None and length > max_model_len:
+        message = f"the schema has {length} positions, more than the model's {max_model_len}"
+        _refuse(schema, schema.location, message, "split it into several schemas")
+
+
+def _refuse(schema: Schema, location: Location, message: str, hint: str) -> None:
+    raise pml_error(schema.source, location, message, hint)
+
+
+def _place(schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy) -> Placement:
+    first_role = next(roles_in(schema.children), None)
+    bos_id = tokenizer.bos_id if first_role is None else tokenizer.chat_bos_id
+    needs_preamble = first_role is not None and first_role.role != "system"
+    preamble = tokenizer.roles.preamble if needs_preamble else ""
+    # Wrappers recur with every role; each text is tokenised once, all in one call.
+    texts = list({preamble, *texts_in(schema.children, tokenizer)})
+    token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
+    placement = Placement(tokenizer, token_ids, encode)
+    placement.place(schema.children, bos_id=bos_id, preamble=preamble)
+    return placement
+
+
+def _finish(drafts: list[ModuleDraft], salt: bytes) -> tuple[ModuleLayout, ...]:
+    modules: list[ModuleLayout] = []
+    for draft in drafts:
+        modules.append(_module(draft, drafts, modules, salt))
+    return tuple(modules)
+
+
+def _module(
+    draft: ModuleDraft, drafts: list[ModuleDraft], done: list[ModuleLayout], salt: bytes
+) -> ModuleLayout:
+    """Makes a module of its draft, given all modules before it."""
+    context = _context(draft, drafts)
+    spans = tuple(ModuleSpan(done[span.index].key, span.num_tokens) for span in context)
+    sequence = SequencePlan(spans, merge_runs(draft.runs))
+    token_ids, kept_runs = tuple(draft.token_ids), merge_runs(draft.kept_runs)
+    key = _key(sequence, token_ids, kept_runs, salt)
+    spec = ModuleSpec(key, sequence, token_ids, kept_runs)
+    dependencies = {span.index for span in context}.union(
+        *(done[span.index].dependencies for span in context)
+    )
+    return ModuleLayout(
+        index=draft.index,
+        path=draft.path,
+        parent=draft.parent,
+        last_descendant=draft.last_descendant,
+        union=draft.union,
+        start=draft.start,
+        end=draft.end,
+        policy=draft.policy,
+        cached=draft.cached,
+        parameters=draft.parameters,
+        token_ids=token_ids,
+        position_runs=sequence.position_runs,
+        kept_runs=kept_runs,
+        kept_token_ids=tuple(draft.kept_ids),
+        kept_position_runs=merge_runs(draft.kept_position_runs),
+        context=context,
+        # Ancestors come first in document order, and only they can be context.
+        dependencies=tuple(sorted(dependencies)),
+        role_end=draft.role_end,
+        key=key,
+        packed=pack_module(spec) if draft.cached and kept_runs else b"",
+    )
+
+
+def _context(draft: ModuleDraft, drafts: list[ModuleDraft]) -> tuple[ContextSpan, ...]:
+    """What every prompt that imports the module has before it, if it is `anchored`."""
+    spans: list[ContextSpan] = []
+    ancestor = draft
+    while draft.policy == "anchored" and ancestor.parent is not None:
+        ancestor = drafts[ancestor.parent]
+        num_tokens = ancestor.num_kept_before(draft.start)
+        if ancestor.cached and num_tokens:
+            spans.append(ContextSpan(ancestor.index, num_tokens))
+    return tuple(reversed(spans))
+
+
+def _key(
+    sequence: SequencePlan, token_ids: tuple[int, ...], kept_runs: tuple[Run, ...], salt: bytes
+) -> bytes:
+    """Equal for two modules if and only if their blocks are interchangeable."""
+    parts = (KEY_VERSION, sequence, token_ids, kept_runs, salt)
+    return sha256(msgspec.msgpack.encode(parts)).digest()

@@ -1,0 +1,88 @@
+"""Content as it is tokenised: text nodes and the wrappers of roles, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.pml.ast import (
+    Import,
+    Location,
+    Module,
+    Param,
+    PromptNode,
+    Role,
+    RoleName,
+    SchemaNode,
+    Text,
+    Union,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that is tokenised on its own: a text node, or what stands around a role.
+
+    Attributes:
+        text: The text; a wrapper's may be empty.
+        location: The text node, or the role's element.
+        closes: The role whose end this is.
+    """
+
+    text: str
+    location: Location
+    closes: RoleName | None = None
+
+
+Item: TypeAlias = Piece | Param | Module | Union | Import
+
+
+def items(
+    children: Iterable[SchemaNode] | Iterable[PromptNode], tokenizer: LayoutTokenizer
+) -> Iterator[Item]:
+    """Children in document order, with text as pieces and roles replaced by what they hold.
+
+    Args:
+        children: Nodes of a schema or a prompt, whose roles have been checked.
+        tokenizer: Knows the model's chat roles; they are derived only where one occurs.
+    """
+    for child in children:
+        match child:
+            case Text():
+                yield Piece(child.text, child.location)
+            case Role():
+                yield from _wrapped(child, tokenizer)
+            case _:
+                yield child
+
+
+def roles_in(children: Iterable[SchemaNode] | Iterable[PromptNode]) -> Iterator[Role[Any]]:
+    """Role elements at any depth, in document order."""
+    for child in children:
+        match child:
+            case Role():
+                yield child
+                yield from roles_in(child.children)
+            case Module() | Import():
+                yield from roles_in(child.children)
+            case Union():
+                yield from roles_in(child.members)
+
+
+def _wrapped(role: Role[Any], tokenizer: LayoutTokenizer) -> Iterator[Item]:
+    wrapper = tokenizer.roles.wrappers[role.role]
+    yield Piece(wrapper.prefix, role.location)
+    yield from items(_stripped(role) if wrapper.strips_content else role.children, tokenizer)
+    yield Piece(wrapper.suffix, role.location, closes=role.role)
+
+
+def _stripped(role: Role[Any]) -> list[Any]:
+    """The role's children without white space at the ends of its direct text."""
+    children = list(role.children)
+    if children and isinstance(children[0], Text):
+        children[0] = replace(children[0], text=children[0].text.lstrip())
+    if children and isinstance(children[-1], Text):
+        children[-1] = replace(children[-1], text=children[-1].text.rstrip())
+    return children

@@ -1,0 +1,80 @@
+"""Modules while they are being laid out."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd
+from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.pml.ast import EncodePolicy
+
+_start = attrgetter("start")
+
+
+@dataclass(slots=True)
+class ModuleDraft:
+    """A module that still grows; see `ModuleLayout` for attributes that are not listed.
+
+    Attributes:
+        children: Modules in its scope by name.
+        runs: Position ids of `token_ids`, one run for each piece.
+        kept_ids: Own tokens without placeholders.
+        kept_runs: Indexes of `kept_ids` in `token_ids`, one run for each piece.
+        kept_position_runs: Position ids of `kept_ids`, one run for each piece.
+        kept_counts: Length of `kept_ids` before each piece and behind the last one.
+    """
+
+    index: int
+    path: str
+    parent: int | None
+    union: int | None
+    start: int
+    policy: EncodePolicy
+    cached: bool
+    end: int = 0
+    last_descendant: int = 0
+    parameters: dict[str, ParameterSlot] = field(default_factory=dict)
+    children: dict[str, int] = field(default_factory=dict)
+    token_ids: list[int] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    kept_ids: list[int] = field(default_factory=list)
+    kept_runs: list[Run] = field(default_factory=list)
+    kept_position_runs: list[Run] = field(default_factory=list)
+    kept_counts: list[int] = field(default_factory=lambda: [0])
+    role_end: RoleEnd | None = None
+
+    def add_text(self, token_ids: Sequence[int], position: int) -> None:
+        """Appends own tokens whose KV is kept."""
+        self.kept_runs.append(Run(len(self.token_ids), len(token_ids)))
+        self.kept_position_runs.append(Run(position, len(token_ids)))
+        self.kept_ids.extend(token_ids)
+        self.kept_counts.append(len(self.kept_ids))
+        self.add_placeholders(token_ids, position)
+
+    def add_placeholders(self, token_ids: Sequence[int], position: int) -> None:
+        """Appends own tokens whose KV is dropped after the encode (paper, section 3.3)."""
+        self.token_ids.extend(token_ids)
+        self.runs.append(Run(position, len(token_ids)))
+
+    def num_kept_before(self, position: int) -> int:
+        """Kept tokens before the start of a module nested in this one.
+
+        Own text that starts just there is not before it: the nested module may be empty.
+        """
+        return self.kept_counts[bisect_left(self.kept_position_runs, position, key=_start)]
+
+
+def merge_runs(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """Joins ascending runs that touch; leaves out empty ones."""
+    merged: list[Run] = []
+    for run in runs:
+        if run.num_tokens == 0:
+            continue
+        if merged and merged[-1].end == run.start:
+            merged[-1] = Run(merged[-1].start, merged[-1].num_tokens + run.num_tokens)
+        else:
+            merged.append(run)
+    return tuple(merged)

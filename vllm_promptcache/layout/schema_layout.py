@@ -1,0 +1,185 @@
+"""A compiled schema: where each module lies and what is needed to encode it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.pml.ast import EncodePolicy, RoleName
+
+ROOT = 0
+"""Index of the module that holds a schema's anonymous text; every prompt imports it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSlot:
+    """The positions that an argument may take.
+
+    Attributes:
+        name: The parameter's name.
+        start: Position of the argument's first token.
+        length: How many tokens it may have at most.
+    """
+
+    name: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSpan:
+    """Part of a module's encode context: the first `num_tokens` kept tokens of a module."""
+
+    index: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoleEnd:
+    """Where a chat role closes.
+
+    Attributes:
+        role: The role.
+        position: One past the last position of its closing wrapper.
+    """
+
+    role: RoleName
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLayout:
+    """A prompt module with its place (paper, section 3.3).
+
+    Its *own tokens* are its direct text, the wrappers of its roles and its parameters'
+    placeholders; the modules nested in it are holes in its positions.
+
+    Attributes:
+        index: Place in `SchemaLayout.modules`, which is document order.
+        path: Names from the top of the schema, joined with `/`; empty for the root.
+        parent: Index of the module it is nested in; None for the root.
+        last_descendant: The modules nested in it, at any depth, are those from `index + 1` on to
+            this index.
+        union: Index into `SchemaLayout.unions` if it is a union's member.
+        start: First position of its extent, nested modules included.
+        end: One past the last position of its extent.
+        policy: What it may attend to while it is encoded.
+        cached: Whether its KV is kept at all (`cache="false"`).
+        parameters: Its parameters by name.
+        token_ids: Own tokens, `[num_tokens]`.
+        position_runs: Position ids of `token_ids`.
+        kept_runs: Indexes into `token_ids` of all but the placeholders.
+        kept_token_ids: Those tokens, `[num_kept_tokens]`.
+        kept_position_runs: Position ids of `kept_token_ids`.
+        context: What it is encoded behind, in order; always ancestors.
+        dependencies: Indexes of all modules that must be encoded before it, in order.
+        role_end: The last place where one of its own roles closes.
+        key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
+        packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`.
+    """
+
+    index: int
+    path: str
+    parent: int | None
+    last_descendant: int
+    union: int | None
+    start: int
+    end: int
+    policy: EncodePolicy
+    cached: bool
+    parameters: Mapping[str, ParameterSlot]
+    token_ids: tuple[int, ...]
+    position_runs: tuple[Run, ...]
+    kept_runs: tuple[Run, ...]
+    kept_token_ids: tuple[int, ...]
+    kept_position_runs: tuple[Run, ...]
+    context: tuple[ContextSpan, ...]
+    dependencies: tuple[int, ...]
+    role_end: RoleEnd | None
+    key: bytes
+    packed: bytes
+
+    @property
+    def name(self) -> str:
+        """The last step of `path`, empty for the root."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens whose KV the module holds once it is encoded."""
+        return len(self.kept_token_ids)
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether there is KV of it to reuse."""
+        return self.cached and bool(self.kept_token_ids)
+
+    def is_inside(self, ancestor: ModuleLayout) -> bool:
+        """Whether the module is nested in `ancestor`, at any depth."""
+        return ancestor.index < self.index <= ancestor.last_descendant
+
+
+@dataclass(frozen=True, slots=True)
+class UnionLayout:
+    """Modules of which a prompt imports at most one; all start at the same position.
+
+    Attributes:
+        parent: Index of the module that holds the union.
+        members: Indexes of its members.
+        default: The member that is imported with `parent` where a prompt names none.
+    """
+
+    parent: int
+    members: tuple[int, ...]
+    default: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaLayout:
+    """A schema compiled for one tokenizer; immutable.
+
+    Attributes:
+        name: The schema's name.
+        modules: The root, then all modules in document order.
+        unions: All unions in document order.
+        children: Modules in the scope of each module, by name, `[num_modules]`.
+        by_name: Indexes of all modules of a name, in document order.
+        has_roles: Whether the schema uses chat roles.
+        private: Whether its modules are shared with nobody who has another salt.
+    """
+
+    name: str
+    modules: tuple[ModuleLayout, ...]
+    unions: tuple[UnionLayout, ...]
+    children: tuple[Mapping[str, int], ...]
+    by_name: Mapping[str, Sequence[int]]
+    has_roles: bool
+    private: bool
+
+    @property
+    def root(self) -> ModuleLayout:
+        """The module that holds the anonymous text."""
+        return self.modules[ROOT]
+
+    @property
+    def end(self) -> int:
+        """One past the schema's last position."""
+        return self.root.end
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens whose KV is held if every module is encoded."""
+        return sum(module.num_kept_tokens for module in self.modules if module.cached)
+
+    def ancestors(self, module: ModuleLayout) -> list[ModuleLayout]:
+        """Modules that `module` is nested in, root first."""
+        chain: list[ModuleLayout] = []
+        while module.parent is not None:
+            module = self.modules[module.parent]
+            chain.append(module)
+        return chain[::-1]
+
+    def descendants(self, module: ModuleLayout) -> tuple[ModuleLayout, ...]:
+        """Modules nested in `module`, at any depth, in document order."""
+        return self.modules[module.index + 1 : module.last_descendant + 1]

@@ -1,0 +1,121 @@
+"""Plans as bytes: what travels from the front end to the scheduler in `extra_args`.
+
+Modules are packed when a schema is compiled and unpacked only when one has to be encoded, so a warm
+request moves their bytes and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from vllm_promptcache.errors import PlanError
+from vllm_promptcache.plan.sequence import KEY_BYTES, ModuleSpan, ModuleSpec, Run, SequencePlan
+
+T = TypeVar("T")
+
+PLAN_KEY = "prompt_modules"
+PLAN_VERSION = 1
+
+
+class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
+    """A plan as it travels.
+
+    Attributes:
+        version: Format of the plan; another version is refused.
+        sequence: What the request reads and where its new tokens lie.
+        modules: `(key, packed module)` of every module that `sequence` reads, and of their
+            contexts.
+    """
+
+    version: int
+    sequence: SequencePlan
+    modules: tuple[tuple[bytes, bytes], ...]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_plan_decoder = msgspec.msgpack.Decoder(PackedPlan)
+_module_decoder = msgspec.msgpack.Decoder(ModuleSpec)
+
+
+def pack_module(spec: ModuleSpec) -> bytes:
+    """Returns `spec` as bytes for `unpack_module`."""
+    return _encoder.encode(spec)
+
+
+def pack_plan(sequence: SequencePlan, modules: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Returns the value of `extra_args["prompt_modules"]` for a request."""
+    return _encoder.encode(PackedPlan(PLAN_VERSION, sequence, tuple(modules)))
+
+
+def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
+    """Reads a plan and checks that it fits its request.
+
+    Args:
+        data: The value of `extra_args["prompt_modules"]`.
+        num_prompt_tokens: Length of the request's prompt in tokens.
+
+    Raises:
+        PlanError: `data` is no plan, of another version, or contradicts the prompt.
+    """
+    plan = _decode(_plan_decoder, data)
+    _require(plan.version == PLAN_VERSION, f"version {plan.version}, expected {PLAN_VERSION}")
+    _check_sequence(plan.sequence)
+    num_tokens = plan.sequence.num_cached_tokens + plan.sequence.num_new_tokens
+    _require(
+        num_tokens == num_prompt_tokens,
+        f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
+    )
+    packed = {key for key, _ in plan.modules}
+    _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
+    return plan
+
+
+def unpack_module(data: bytes, *, key: bytes) -> ModuleSpec:
+    """Reads a packed module.
+
+    Raises:
+        PlanError: `data` is no module, or not the one called `key`.
+    """
+    spec = _decode(_module_decoder, data)
+    _require(spec.key == key, "a packed module has another key than it is listed under")
+    _check_sequence(spec.sequence)
+    _check_runs(spec.kept_runs)
+    num_tokens = len(spec.token_ids)
+    _require(spec.sequence.num_new_tokens == num_tokens, "a module's tokens lack positions")
+    _require(bool(spec.kept_runs) and spec.kept_runs[-1].end <= num_tokens, "bad kept tokens")
+    return spec
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: object) -> T:
+    if not isinstance(data, bytes):
+        raise PlanError(f"malformed prompt plan: {type(data).__name__} instead of bytes")
+    try:
+        return decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise PlanError(f"malformed prompt plan: {error}") from None
+
+
+def _check_sequence(sequence: SequencePlan) -> None:
+    _check_spans(sequence.spans)
+    _require(bool(sequence.position_runs), "no token is to be computed")
+    _check_runs(sequence.position_runs)
+
+
+def _check_spans(spans: Iterable[ModuleSpan]) -> None:
+    for span in spans:
+        _require(len(span.key) == KEY_BYTES and span.num_tokens > 0, "bad module span")
+
+
+def _check_runs(runs: Iterable[Run]) -> None:
+    end = 0
+    for run in runs:
+        _require(run.start >= end and run.num_tokens > 0, "runs must be ascending and not empty")
+        end = run.end
+
+
+def _require(condition: bool, what: str) -> None:
+    if not condition:
+        raise PlanError(f"malformed prompt plan: {what}")

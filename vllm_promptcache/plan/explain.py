@@ -1,0 +1,139 @@
+"""A plan in full, for people and for tests that compute a prompt's output by other means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
+from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.pml.ast import EncodePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedModule:
+    """A cached module of a prompt.
+
+    Attributes:
+        path: The module's path, empty for the root.
+        start: First position of its extent.
+        token_ids: Own tokens with placeholders, `[num_own_tokens]`.
+        position_ids: Their positions, `[num_own_tokens]`.
+        kept: Which of them are reused: false for placeholders and for a token that is computed
+            again, `[num_own_tokens]`.
+        context: What it was encoded behind: pairs of an index into `Explanation.modules` and how
+            many of the first kept tokens of that module, placeholders not counted.
+        policy: `isolated` or `anchored`.
+        num_full_blocks: Blocks of it that are mapped by reference.
+        num_tail_tokens: Tokens behind those that are copied.
+    """
+
+    path: str
+    start: int
+    token_ids: tuple[int, ...]
+    position_ids: tuple[int, ...]
+    kept: tuple[bool, ...]
+    context: tuple[tuple[int, int], ...]
+    policy: EncodePolicy
+    num_full_blocks: int
+    num_tail_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedTokens:
+    """Tokens that are computed; see `NewTokens`.
+
+    Attributes:
+        kind: `argument`, `text` or `repeated`.
+        owner: `path:parameter` of an argument, else the path of a module.
+        token_ids: The tokens, `[num_tokens]`.
+        position_ids: Their positions, `[num_tokens]`.
+    """
+
+    kind: str
+    owner: str
+    token_ids: tuple[int, ...]
+    position_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All tokens of a prompt with their positions.
+
+    To compute the prompt by hand: run each module's `token_ids` at `position_ids` behind its
+    `context`, keep the KV where `kept`; run all `new` tokens together behind the kept KV of all
+    modules, causal among themselves.
+
+    A context counts tokens that the module was encoded with. Where the last of them is computed
+    again in this prompt, `kept` is false for it, but it is still part of the context.
+
+    Attributes:
+        schema: Name of the prompt's schema.
+        num_tokens: Length of the prompt.
+        num_cached_tokens: Tokens whose KV is reused.
+        num_new_tokens: Tokens that are computed.
+        next_position: Position of the first generated token.
+        modules: The root, even without tokens, then the imported cached modules in the order of
+            the block table. Empty where nothing is reused (`baseline`).
+        new: Tokens that are computed, by position.
+    """
+
+    schema: str
+    num_tokens: int
+    num_cached_tokens: int
+    num_new_tokens: int
+    next_position: int
+    modules: tuple[ExplainedModule, ...]
+    new: tuple[ExplainedTokens, ...]
+
+    @staticmethod
+    def of(plan: PromptPlan) -> Explanation:
+        """Explains a plan."""
+        places = {planned.layout.index: place for place, planned in enumerate(plan.modules)}
+        return Explanation(
+            schema=plan.schema,
+            num_tokens=plan.num_tokens,
+            num_cached_tokens=plan.num_cached_tokens,
+            num_new_tokens=plan.num_new_tokens,
+            next_position=plan.next_position,
+            modules=tuple(_module(item, places, plan.block_size) for item in plan.modules),
+            new=tuple(map(_new, plan.new)),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the same as dicts, lists, strings, integers and booleans."""
+        builtins: dict[str, Any] = msgspec.to_builtins(self)
+        return builtins
+
+
+def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> ExplainedModule:
+    module = planned.layout
+    return ExplainedModule(
+        path=module.path,
+        start=module.start,
+        token_ids=module.token_ids,
+        position_ids=tuple(_integers(module.position_runs)),
+        kept=tuple(_kept(module, planned.num_tokens)),
+        context=tuple((places[span.index], span.num_tokens) for span in module.context),
+        policy=module.policy,
+        num_full_blocks=planned.span.num_full_blocks(block_size),
+        num_tail_tokens=planned.span.num_tail_tokens(block_size),
+    )
+
+
+def _new(tokens: NewTokens) -> ExplainedTokens:
+    position_ids = tuple(range(tokens.start, tokens.end))
+    return ExplainedTokens(tokens.kind, tokens.owner, tuple(tokens.token_ids), position_ids)
+
+
+def _kept(module: ModuleLayout, num_tokens: int) -> Iterator[bool]:
+    indexes = set(list(_integers(module.kept_runs))[:num_tokens])
+    return (index in indexes for index in range(len(module.token_ids)))
+
+
+def _integers(runs: Iterable[Run]) -> Iterator[int]:
+    return (integer for run in runs for integer in range(run.start, run.end))

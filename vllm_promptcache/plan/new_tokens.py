@@ -1,0 +1,123 @@
+"""Tokens that a prompt adds to its modules: arguments and text (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TypeAlias
+
+from vllm_promptcache.layout.schema_layout import RoleEnd, SchemaLayout
+from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.plan.prompt_plan import NewTokens
+from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
+from vllm_promptcache.plan.text_placement import TextPlacer
+from vllm_promptcache.pml.ast import Prompt
+from vllm_promptcache.pml.diagnostics import pml_error, quote
+
+TokenIds: TypeAlias = Mapping[str, list[int]]
+
+
+def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer) -> TokenIds:
+    """Tokenises all texts of a prompt in one call, which costs more than a short text's tokens."""
+    texts = {given.argument.value for given in resolved.arguments}
+    for group in (*resolved.inner, *resolved.trailing):
+        texts.update(piece.text for piece in group.pieces)
+    if resolved.has_roles:
+        texts.add(tokenizer.roles.generation_prompt)
+    return dict(zip(texts, tokenizer.encode(list(texts)), strict=True))
+
+
+def place_arguments(
+    prompt: Prompt, resolved: ResolvedPrompt, token_ids: TokenIds
+) -> Iterator[NewTokens]:
+    """Puts each argument on the first positions of its parameter.
+
+    Raises:
+        PMLError: An argument has more tokens than its parameter takes.
+    """
+    for given in resolved.arguments:
+        value, slot = token_ids[given.argument.value], given.slot
+        if len(value) > slot.length:
+            message = (
+                f"the argument {quote(slot.name)} has {len(value)} tokens, "
+                f"but its parameter takes {slot.length}"
+            )
+            location = given.argument.location
+            raise pml_error(prompt.source, location, message, "shorten it, or raise `len`")
+        if value:
+            yield NewTokens("argument", f"{given.module.path}:{slot.name}", value, slot.start)
+
+
+def place_text(
+    prompt: Prompt,
+    layout: SchemaLayout,
+    resolved: ResolvedPrompt,
+    token_ids: TokenIds,
+    generation_prompt: str,
+) -> list[NewTokens]:
+    """Places new text between the imports, then the rest of it behind everything else.
+
+    Where a user message is the last thing in the prompt, the generation prompt follows.
+
+    Args:
+        prompt: For error messages.
+        layout: The prompt's schema.
+        resolved: The prompt.
+        token_ids: What `tokenize` returned.
+        generation_prompt: Text that asks for an answer; empty without chat roles.
+
+    Raises:
+        PMLError: There is no room for text that stands before an import.
+    """
+    ends = (module.position_runs[-1].end for module in resolved.modules if module.token_ids)
+    role_ends = [module.role_end for module in resolved.modules if module.role_end is not None]
+    text = _PlacedText(token_ids, max(ends, default=0), role_ends)
+    if resolved.inner:
+        placer = TextPlacer.of(prompt, layout, resolved.modules)
+        for group in resolved.inner:
+            text.add(group, placer.place(group, text.num_tokens(group)))
+    for group in resolved.trailing:
+        text.add(group, text.end)
+    if generation_prompt and text.ends_with_user():
+        text.append("", token_ids[generation_prompt], text.end)
+    return text.new
+
+
+@dataclass(slots=True)
+class _PlacedText:
+    """New text so far.
+
+    Attributes:
+        token_ids: Tokens of each text.
+        end: One past the last position that a module or text takes.
+        role_ends: Where chat roles close, in modules and in text.
+        new: The text's tokens.
+    """
+
+    token_ids: TokenIds
+    end: int
+    role_ends: list[RoleEnd]
+    new: list[NewTokens] = field(default_factory=list)
+
+    def num_tokens(self, group: TextGroup) -> int:
+        return sum(len(self.token_ids[piece.text]) for piece in group.pieces)
+
+    def add(self, group: TextGroup, position: int) -> None:
+        for piece in group.pieces:
+            position = self.append(group.scope.path, self.token_ids[piece.text], position)
+            if piece.closes is not None:
+                self.role_ends.append(RoleEnd(piece.closes, position))
+
+    def append(self, owner: str, token_ids: list[int], position: int) -> int:
+        """Adds tokens and returns the position behind them."""
+        if token_ids:
+            self.new.append(NewTokens("text", owner, token_ids, position))
+        self.end = max(self.end, position + len(token_ids))
+        return position + len(token_ids)
+
+    def ends_with_user(self) -> bool:
+        """Whether a user message closes behind everything else."""
+        # The sort is stable: where wrappers are empty, the later role counts.
+        last = sorted(self.role_ends, key=attrgetter("position"))[-1:]
+        return any(end.role == "user" and end.position >= self.end for end in last)

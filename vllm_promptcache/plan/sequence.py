@@ -1,0 +1,92 @@
+"""What the engine must know of a sequence that reads prompt modules.
+
+A prompt and the encode of a module are the same thing to the engine: a sequence that reads the KV
+of some modules and computes some new tokens at given positions.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+KEY_BYTES = 32
+
+
+class ModuleSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The first `num_tokens` kept tokens of the module `key`, read from its blocks.
+
+    Attributes:
+        key: The module's key, SHA-256 (32 bytes).
+        num_tokens: How many of the module's kept tokens are read, from its first one on.
+    """
+
+    key: bytes
+    num_tokens: int
+
+    def num_full_blocks(self, block_size: int) -> int:
+        """Blocks of the span that are mapped by reference."""
+        return self.num_tokens // block_size
+
+    def num_tail_tokens(self, block_size: int) -> int:
+        """Tokens behind the last full block, copied slot by slot."""
+        return self.num_tokens % block_size
+
+
+class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The integers `start, start + 1, ..., start + num_tokens - 1`."""
+
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        """One past the last integer of the run."""
+        return self.start + self.num_tokens
+
+
+class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
+    """The cached part and the positions of the computed part of one sequence.
+
+    Attributes:
+        spans: Modules whose KV the sequence reads, in the order of the block table.
+        position_runs: Position ids of the new tokens, in the order in which they are computed
+            (ascending); generated tokens go on from the last one + 1.
+    """
+
+    spans: tuple[ModuleSpan, ...]
+    position_runs: tuple[Run, ...]
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens whose KV is read from modules."""
+        return sum(span.num_tokens for span in self.spans)
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens of the prompt that are computed."""
+        return sum(run.num_tokens for run in self.position_runs)
+
+    @property
+    def next_position(self) -> int:
+        """Position id of the first generated token."""
+        return self.position_runs[-1].end
+
+
+class ModuleSpec(msgspec.Struct, frozen=True, array_like=True):
+    """All that is needed to encode a module (1-architecture: "Encode context").
+
+    Attributes:
+        key: The module's key.
+        sequence: The context it is encoded behind, and the positions of its own tokens.
+        token_ids: Own tokens with placeholders, `[num_tokens]`.
+        kept_runs: Indexes into `token_ids` of the tokens whose KV is kept (all but placeholders).
+    """
+
+    key: bytes
+    sequence: SequencePlan
+    token_ids: tuple[int, ...]
+    kept_runs: tuple[Run, ...]
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Tokens whose KV the module holds once it is encoded."""
+        return sum(run.num_tokens for run in self.kept_runs)

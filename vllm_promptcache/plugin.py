@@ -1,0 +1,94 @@
+"""The plugin's entry point: options on the command line, and hooks where they are on.
+
+vLLM calls `register` in every process and for every sub-command, so it only wraps four functions
+that start an engine or its front end; the rest is imported when an engine has prompt modules on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from vllm_promptcache.compat import wrap
+from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
+from vllm_promptcache.errors import UnsupportedError
+
+_ENABLE = "enable_prompt_modules"
+# Option on the command line (as a name in the parsed arguments) -> field of the config.
+_OPTIONS = {
+    "prompt_schemas": "schemas",
+    "prompt_modules_encode": "encode",
+    "prompt_modules_verify": "verify",
+}
+
+
+def register() -> None:
+    """Entry point of the group `vllm.general_plugins`. Idempotent; inert without the flag."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.renderers.registry import RENDERER_REGISTRY
+
+    wrap(EngineArgs, "add_cli_args", _add_cli_args)
+    wrap(EngineArgs, "from_cli_args", _from_cli_args)
+    wrap(EngineArgs, "create_engine_config", _create_engine_config)
+    wrap(RENDERER_REGISTRY, "load_renderer", _load_renderer)
+
+
+def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
+    from vllm.engine.arg_utils import get_kwargs
+
+    parser = original(parser)
+    group = parser.add_argument_group("PromptModulesConfig", PromptModulesConfig.__doc__)
+    group.add_argument(
+        "--enable-prompt-modules",
+        action="store_true",
+        help="Serve prompts written in PML and reuse the KV of the modules they import. Prompts "
+        "that are not PML are served as ever.",
+    )
+    kwargs = get_kwargs(PromptModulesConfig)
+    for option, field in _OPTIONS.items():
+        group.add_argument(f"--{option.replace('_', '-')}", **kwargs[field])
+    return parser
+
+
+def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    defaults = PromptModulesConfig()
+    options = {
+        field: value
+        for option, field in _OPTIONS.items()
+        if (value := getattr(args, option, None)) not in (None, getattr(defaults, field))
+    }
+    if getattr(args, _ENABLE, False):
+        args.additional_config = {**(args.additional_config or {}), CONFIG_KEY: options}
+        # The share of cached tokens is what users of prompt modules look at in `usage`.
+        args.enable_prompt_tokens_details = True
+    elif options:
+        option = next(option for option, field in _OPTIONS.items() if field in options)
+        raise UnsupportedError(
+            f"--{option.replace('_', '-')} has no effect while prompt modules are off",
+            "add --enable-prompt-modules",
+        )
+    return original(cls, args)
+
+
+def _create_engine_config(original: Callable[..., Any], args: Any, *rest: Any, **kwargs: Any) -> Any:
+    if CONFIG_KEY not in (args.additional_config or {}):
+        return original(args, *rest, **kwargs)
+    from vllm_promptcache.engine import check_engine, prepare_engine_args, select_scheduler
+
+    PromptModulesConfig.parse(args.additional_config[CONFIG_KEY])
+    prepare_engine_args(args)
+    vllm_config = original(args, *rest, **kwargs)
+    check_engine(vllm_config)
+    select_scheduler(vllm_config)
+    return vllm_config
+
+
+def _load_renderer(
+    original: Callable[..., Any], renderer_mode: str, config: Any, tokenizer: Any
+) -> Any:
+    if PromptModulesConfig.find(config) is None:
+        return original(renderer_mode, config, tokenizer)
+    from vllm_promptcache.entrypoints.renderer import make_renderer
+
+    return make_renderer(renderer_mode, config, tokenizer)

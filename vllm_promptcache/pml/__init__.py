@@ -1,0 +1,60 @@
+"""PML, the Prompt Markup Language: from text to a checked tree, without tokenizer or model."""
+
+from vllm_promptcache.pml.ast import (
+    RESERVED_NAMES,
+    Argument,
+    EncodePolicy,
+    Import,
+    LayoutName,
+    Location,
+    Module,
+    Param,
+    Prompt,
+    PromptNode,
+    Role,
+    RoleName,
+    Scaffold,
+    Schema,
+    SchemaNode,
+    Source,
+    Text,
+    Union,
+    modules_in_scope,
+    own_params,
+)
+from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
+from vllm_promptcache.pml.document import DEFAULT_LIMITS, Limits
+from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
+from vllm_promptcache.pml.validate import validate_schema
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "RESERVED_NAMES",
+    "Argument",
+    "EncodePolicy",
+    "Import",
+    "LayoutName",
+    "Limits",
+    "Location",
+    "Module",
+    "Param",
+    "Prompt",
+    "PromptNode",
+    "Role",
+    "RoleName",
+    "Scaffold",
+    "Schema",
+    "SchemaNode",
+    "Source",
+    "Text",
+    "Union",
+    "did_you_mean",
+    "is_prompt",
+    "modules_in_scope",
+    "own_params",
+    "parse_prompt",
+    "parse_schema",
+    "pml_error",
+    "quote",
+    "validate_schema",
+]

@@ -1,0 +1,164 @@
+"""The tree that parsing yields: plain, frozen data, the contract with layout and plan."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeAlias, TypeVar, get_args
+
+EncodePolicy: TypeAlias = Literal["isolated", "anchored"]
+LayoutName: TypeAlias = Literal["schema", "compact"]
+RoleName: TypeAlias = Literal["system", "user", "assistant"]
+
+RESERVED_NAMES = frozenset(get_args(RoleName)) | frozenset(
+    ("prompt", "schema", "module", "union", "param", "parameter", "scaffold")
+)
+"""Elements of PML; a module may not have such a name, since an import is an element of its name."""
+
+_Node = TypeVar("_Node")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A document as it was read: without byte order mark, each line end one `\\n`.
+
+    Attributes:
+        name: File path, or `<schema>` or `<prompt>`.
+        text: The whole document.
+    """
+
+    name: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place in a source; line and column are 1-based, columns count characters."""
+
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text node with white space rule and entities applied; it is never empty.
+
+    Its location is its first character that is not collapsed white space.
+    """
+
+    text: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A gap of `length` tokens that a prompt fills with an argument."""
+
+    name: str
+    length: int
+    placeholder: str | None
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A named piece of prompt; `cached` is false for `cache="false"`."""
+
+    name: str
+    children: "tuple[SchemaNode, ...]"
+    encode: EncodePolicy | None
+    cached: bool
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    """Modules of which a prompt imports at most one; `default` is a member's name."""
+
+    members: tuple[Module, ...]
+    default: str | None
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Role(Generic[_Node]):
+    """A chat message; its children are schema nodes in a schema, prompt nodes in a prompt."""
+
+    role: RoleName
+    children: tuple[_Node, ...]
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Scaffold:
+    """Paths of modules that are encoded together and used together; at least two."""
+
+    paths: tuple[str, ...]
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """A schema document; `encode` is the policy of modules that do not say their own."""
+
+    name: str
+    children: "tuple[SchemaNode, ...]"
+    encode: EncodePolicy | None
+    layout: LayoutName
+    private: bool
+    scaffolds: tuple[Scaffold, ...]
+    source: Source
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """A parameter's value: entities are decoded, everything else is verbatim."""
+
+    name: str
+    value: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A use of the module `name`; the children are new text and imports of nested modules."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    children: "tuple[PromptNode, ...]"
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt document for the schema of that name."""
+
+    schema: str
+    children: "tuple[PromptNode, ...]"
+    source: Source
+    location: Location
+
+
+SchemaNode: TypeAlias = Text | Param | Module | Union | Role["SchemaNode"]
+PromptNode: TypeAlias = Text | Import | Role["PromptNode"]
+
+
+def modules_in_scope(children: Iterable[SchemaNode]) -> Iterator[Module]:
+    """Modules that a path may name next: roles and unions add no step to a path."""
+    for child in children:
+        match child:
+            case Module():
+                yield child
+            case Union():
+                yield from child.members
+            case Role():
+                yield from modules_in_scope(child.children)
+
+
+def own_params(children: Iterable[SchemaNode]) -> Iterator[Param]:
+    """Parameters of the module with these children, without those of nested modules."""
+    for child in children:
+        match child:
+            case Param():
+                yield child
+            case Role():
+                yield from own_params(child.children)

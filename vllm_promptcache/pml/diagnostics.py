@@ -1,0 +1,72 @@
+"""How an error reads: the line with the fault, a caret under it, a hint."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from vllm_promptcache.errors import PMLError
+from vllm_promptcache.pml.ast import Location, Source
+
+FORBIDDEN_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+"""What XML 1.0 allows in no document, not even as a character reference."""
+
+_MAX_QUOTE_LEN = 60
+_MAX_LINE_LEN = 120
+_ELLIPSIS = "..."
+
+
+def pml_error(
+    source: Source, location: Location, message: str, hint: str | None = None
+) -> PMLError:
+    """Makes the error for a place in a source, for the caller to raise.
+
+    Args:
+        source: The document at fault.
+        location: Where in it; the caret stands there.
+        message: What is wrong, in one line.
+        hint: How to mend it, in one line.
+    """
+    line, caret = _window(_line_at(source.text, location.line), location.column - 1)
+    # Lone surrogates and escape codes must not reach a terminal or an HTTP answer.
+    line = FORBIDDEN_CHARACTER.sub("\ufffd", line)
+    return PMLError(message, source.name, location.line, location.column, line, caret, hint)
+
+
+def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
+    """Hint that names the candidate most like `name`, or None if none is like it."""
+    # difflib is quadratic in the length, and nobody mistypes a name that long.
+    if len(name) > _MAX_QUOTE_LEN:
+        return None
+    near = difflib.get_close_matches(name, candidates, n=1)
+    return f"did you mean {quote(near[0])}?" if near else None
+
+
+def quote(text: str) -> str:
+    """Quotes a piece of the user's document within a message, shortened."""
+    return f"`{shorten(text)}`"
+
+
+def shorten(text: str) -> str:
+    """Puts a piece of the user's document on one line that is not too long for a message."""
+    if len(text) > _MAX_QUOTE_LEN:
+        text = text[: _MAX_QUOTE_LEN - len(_ELLIPSIS)] + _ELLIPSIS
+    return " ".join(text.split())
+
+
+def _line_at(text: str, line: int) -> str:
+    start = 0
+    for _ in range(line - 1):
+        start = text.index("\n", start) + 1
+    end = text.find("\n", start)
+    return text[start:] if end < 0 else text[start:end]
+
+
+def _window(line: str, caret: int) -> tuple[str, int]:
+    """Cuts a very long line to the part around the caret."""
+    if len(line) <= _MAX_LINE_LEN:
+        return line, caret
+    start = max(0, min(caret - _MAX_LINE_LEN // 2, len(line) - _MAX_LINE_LEN))
+    end = start + _MAX_LINE_LEN
+    head = _ELLIPSIS if start > 0 else ""
+    tail = _ELLIPSIS if end < len(line) else ""
+    return head + line[start:end] + tail, caret - start + len(head)

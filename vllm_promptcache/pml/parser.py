@@ -1,0 +1,66 @@
+"""Entry points: from the text of a schema or a prompt to its tree."""
+
+import re
+from pathlib import Path
+
+from vllm_promptcache.pml.ast import Prompt, Schema
+from vllm_promptcache.pml.document import DEFAULT_LIMITS, Document, Limits, size_bytes
+from vllm_promptcache.pml.files import FileReader
+from vllm_promptcache.pml.markup import read_markup
+from vllm_promptcache.pml.prompt import PromptBuilder
+from vllm_promptcache.pml.schema import SchemaBuilder
+from vllm_promptcache.pml.validate import validate_schema
+
+# The atomic group keeps this linear, however many comments an ordinary string begins with.
+_PROMPT_START = re.compile(
+    r"\ufeff?(?>[ \t\r\n]+|<\?xml[ \t\r\n][^>]*>|<!--.*?-->)*<prompt[ \t\r\n>/]", re.DOTALL
+)
+
+
+def is_prompt(text: str) -> bool:
+    """Whether a string is meant as a PML prompt: its first tag is `<prompt>`. Takes microseconds.
+
+    Such a string may still be malformed; one that mentions `<prompt>` later on is ordinary text.
+    """
+    return _PROMPT_START.match(text) is not None
+
+
+def parse_schema(
+    text: str,
+    *,
+    name: str = "<schema>",
+    base_dir: Path | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> Schema:
+    """Parses and validates a schema.
+
+    Args:
+        text: The document.
+        name: File path or another name for error messages.
+        base_dir: The folder for `src` attributes; without it they are refused.
+        limits: What the document may ask of the parser.
+
+    Raises:
+        PMLError: The document breaks a rule; nothing is repaired.
+    """
+    document = Document.read(text, name, limits)
+    num_bytes_left = limits.max_document_bytes - size_bytes(document.source.text)
+    builder = SchemaBuilder(document, FileReader(base_dir, num_bytes_left))
+    schema = builder.schema(read_markup(document, limits))
+    validate_schema(schema)
+    return schema
+
+
+def parse_prompt(text: str, *, name: str = "<prompt>", limits: Limits = DEFAULT_LIMITS) -> Prompt:
+    """Parses a prompt; whether it fits its schema is checked by the planner.
+
+    Args:
+        text: The document.
+        name: File path or another name for error messages.
+        limits: What the document may ask of the parser.
+
+    Raises:
+        PMLError: The document breaks a rule; nothing is repaired.
+    """
+    document = Document.read(text, name, limits)
+    return PromptBuilder(document).prompt(read_markup(document, limits))

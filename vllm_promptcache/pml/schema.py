@@ -1,0 +1,143 @@
+"""From elements to the tree of a schema."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeGuard, get_args
+
+from vllm_promptcache.pml.ast import (
+    RESERVED_NAMES,
+    EncodePolicy,
+    LayoutName,
+    Module,
+    Param,
+    Role,
+    Scaffold,
+    Schema,
+    SchemaNode,
+    Text,
+    Union,
+)
+from vllm_promptcache.pml.attributes import AttributeReader
+from vllm_promptcache.pml.content import ROLES, checked_children
+from vllm_promptcache.pml.diagnostics import quote
+from vllm_promptcache.pml.document import Document
+from vllm_promptcache.pml.files import FileReader, FileRefusedError
+from vllm_promptcache.pml.markup import Attribute, Element
+from vllm_promptcache.pml.text import plain_text
+
+_ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}
+_LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
+_PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaBuilder:
+    """Builds the nodes of one document. Its methods raise PMLError where a rule is broken."""
+
+    document: Document
+    files: FileReader
+
+    def schema(self, root: Element) -> Schema:
+        if root.name != "schema":
+            message = f"the root of a schema is `<schema>`, not {quote(f'<{root.name}>')}"
+            raise self.document.error(root.offset, message)
+        attributes = self._attributes(root, "name", "encode", "layout", "private")
+        return Schema(
+            name=attributes.name("name"),
+            children=self._children(root),
+            encode=attributes.choice("encode", _ENCODE),
+            layout=attributes.choice("layout", _LAYOUT) or "schema",
+            private=attributes.boolean("private", default=False),
+            scaffolds=tuple(map(self._scaffold, filter(_is_scaffold, root.children))),
+            source=self.document.source,
+            location=self.document.location(root.offset),
+        )
+
+    def _children(self, element: Element) -> tuple[SchemaNode, ...]:
+        children = checked_children(self.document, element)
+        return tuple(self._node(child) for child in children if not _is_scaffold(child))
+
+    def _node(self, node: Element | Text) -> SchemaNode:
+        if isinstance(node, Text):
+            return node
+        match node.name:
+            case "module":
+                return self._module(node)
+            case "union":
+                return self._union(node)
+            case "param" | "parameter":
+                return self._param(node)
+            case _:
+                return self._role(node)
+
+    def _module(self, element: Element) -> Module:
+        attributes = self._attributes(element, "name", "encode", "src", "cache")
+        name = attributes.name("name")
+        if name in RESERVED_NAMES:
+            message = f"a module may not be named `{name}`"
+            hint = f"`<{name}>` has a meaning of its own; choose another name"
+            raise attributes.error(attributes.require("name"), message, hint)
+        src = attributes.get("src")
+        return Module(
+            name=name,
+            children=tuple(self._file(src, element)) if src else self._children(element),
+            encode=attributes.choice("encode", _ENCODE),
+            cached=attributes.boolean("cache", default=True),
+            location=self.document.location(element.offset),
+        )
+
+    def _file(self, src: Attribute, element: Element) -> Iterator[Text]:
+        if element.children:
+            message = "a module with `src` may have no content of its own"
+            raise self.document.error(src.offset, message, "leave out one of the two")
+        try:
+            text = plain_text(self.files.read(src.value), element.preserve)
+        except FileRefusedError as error:
+            message = f"file {quote(src.value)} {error}"
+            raise self.document.error(src.value_offset, message) from None
+        if text:
+            yield Text(text, self.document.location(src.value_offset))
+
+    def _union(self, element: Element) -> Union:
+        attributes = self._attributes(element, "default", "scaffold")
+        children = checked_children(self.document, element)
+        return Union(
+            members=tuple(self._module(child) for child in children if isinstance(child, Element)),
+            default=attributes.text("default", "scaffold"),
+            location=self.document.location(element.offset),
+        )
+
+    def _param(self, element: Element) -> Param:
+        attributes = self._attributes(element, *_PARAM_ATTRIBUTES)
+        self._children(element)  # There may be none.
+        name = attributes.name("name")
+        if name.startswith("xml"):
+            message = f"a parameter may not be named {quote(name)}"
+            hint = "names that begin with `xml` are reserved"
+            raise attributes.error(attributes.require("name"), message, hint)
+        return Param(
+            name=name,
+            length=attributes.positive("len", "length"),
+            placeholder=attributes.text("placeholder", "scaffold"),
+            location=self.document.location(element.offset),
+        )
+
+    def _role(self, element: Element) -> Role[SchemaNode]:
+        self._attributes(element)
+        location = self.document.location(element.offset)
+        return Role(ROLES[element.name], self._children(element), location)
+
+    def _scaffold(self, element: Element) -> Scaffold:
+        attributes = self._attributes(element, "modules")
+        checked_children(self.document, element)  # There may be none.
+        paths = tuple(attributes.require("modules").value.split())
+        return Scaffold(paths, self.document.location(element.offset))
+
+    def _attributes(self, element: Element, *known: str) -> AttributeReader:
+        attributes = AttributeReader(self.document, element)
+        attributes.allow_only(known)
+        return attributes
+
+
+def _is_scaffold(node: Element | Text) -> TypeGuard[Element]:
+    return isinstance(node, Element) and node.name == "scaffold"

@@ -1,0 +1,140 @@
+"""The module store: a view on vLLM's block pool, with no free list of its own.
+
+A resident module is a list of blocks that carry the module's hashes. vLLM evicts them like any
+prefix-cache block (least recently used, never while referenced), which resets a block's hash; a
+module of which one block is gone is gone. So there is one owner of blocks, the block pool, and the
+store cannot believe in a block that was given to somebody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+from vllm_promptcache.compat import publish_block
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModule:
+    """A module that was encoded into `blocks`.
+
+    Attributes:
+        key: The key it was committed under.
+        blocks: Its blocks in order; the last one may be partly filled.
+        hashes: The hash each block carries as long as it holds this module.
+        num_tokens: Kept tokens of the module.
+    """
+
+    key: bytes
+    blocks: tuple[KVCacheBlock, ...]
+    hashes: tuple[bytes, ...]
+    num_tokens: int
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether every block still holds the module."""
+        return all(
+            block.block_hash == block_hash
+            for block, block_hash in zip(self.blocks, self.hashes, strict=True)
+        )
+
+    @property
+    def block_ids(self) -> list[int]:
+        """Ids of the module's blocks, in order."""
+        return [block.block_id for block in self.blocks]
+
+
+@dataclass(slots=True)
+class StoreStats:
+    """Counters since the engine started.
+
+    Attributes:
+        num_commits: Modules that became resident.
+        num_evictions: Modules found to have lost a block (to the pool or to a reset).
+    """
+
+    num_commits: int = 0
+    num_evictions: int = 0
+
+
+@dataclass(slots=True)
+class ModuleStore:
+    """Maps module keys to resident blocks and holds references for requests near admission.
+
+    Attributes:
+        block_pool: vLLM's pool; owner of all blocks and of their reference counts.
+        stats: Counters since the engine started.
+    """
+
+    block_pool: BlockPool
+    stats: StoreStats = field(default_factory=StoreStats)
+    _modules: dict[bytes, StoredModule] = field(default_factory=dict)
+    _pins: dict[str, dict[bytes, StoredModule]] = field(default_factory=dict)
+
+    def lookup(self, key: bytes) -> StoredModule | None:
+        """Returns the module if it is resident. Forgets it if it is not intact any more."""
+        module = self._modules.get(key)
+        if module is None or module.is_intact:
+            return module
+        self._forget(module)
+        return None
+
+    def commit(self, key: bytes, blocks: Sequence[KVCacheBlock], num_tokens: int) -> None:
+        """Publishes `blocks`, which an encode has just filled, as the module `key`.
+
+        The caller still holds its reference on the blocks; they stay when it is dropped, as
+        eviction candidates.
+        """
+        if self.lookup(key) is not None:
+            return
+        hashes = tuple(publish_block(self.block_pool, b, key, i) for i, b in enumerate(blocks))
+        self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
+        self.stats.num_commits += 1
+
+    def pin(self, owner: str, key: bytes) -> None:
+        """Keeps a resident module from eviction until `owner` is unpinned. Idempotent."""
+        pins = self._pins.setdefault(owner, {})
+        if key in pins or (module := self.lookup(key)) is None:
+            return
+        self.block_pool.touch(module.blocks)
+        pins[key] = module
+
+    def unpin(self, owner: str) -> None:
+        """Drops all references that `owner` holds; the modules become eviction candidates."""
+        for module in self._pins.pop(owner, {}).values():
+            # The last block first: like vLLM, which wants the head of a sequence to stay longest.
+            self.block_pool.free_blocks(reversed(module.blocks))
+
+    def unpin_all(self, keep: Iterable[str] = ()) -> None:
+        """Unpins every owner but those in `keep`."""
+        for owner in self._pins.keys() - set(keep):
+            self.unpin(owner)
+
+    @property
+    def modules(self) -> dict[bytes, StoredModule]:
+        """The resident modules by key (a new dict)."""
+        return {key: m for key in list(self._modules) if (m := self.lookup(key)) is not None}
+
+    @property
+    def pinned_block_ids(self) -> list[int]:
+        """Ids of the pinned blocks, one entry for each pin."""
+        return [
+            block_id
+            for pins in self._pins.values()
+            for module in pins.values()
+            for block_id in module.block_ids
+        ]
+
+    def _forget(self, module: StoredModule) -> None:
+        del self._modules[module.key]
+        self.stats.num_evictions += 1
+        # What is left of it serves nobody: let the pool reuse it first.
+        left = {
+            block.block_id
+            for block, block_hash in zip(module.blocks, module.hashes, strict=True)
+            if block.block_hash == block_hash
+        }
+        self.block_pool.evict_blocks(left)

@@ -1,0 +1,95 @@
+"""The KV connector: how scheduler and workers agree on the copies of a step.
+
+Both roles are thin: the scheduler's answers come from `ModuleResidency`, the worker's work is done
+by `ModuleWorker`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorRole,
+)
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.request import Request
+
+from vllm_promptcache.compat import after_prepare_inputs
+from vllm_promptcache.core.step import StepMetadata
+from vllm_promptcache.worker.module_worker import ModuleWorker
+from vllm_promptcache.worker.positions import apply_position_offsets
+
+if TYPE_CHECKING:
+    from vllm.forward_context import ForwardContext
+
+    from vllm_promptcache.core.residency import ModuleResidency
+
+
+class PromptModuleConnector(KVConnectorBase_V1):
+    """Presents the tails of modules to vLLM as KV that a connector loads.
+
+    A module's full blocks are mapped by reference; the tokens behind them, fewer than a block
+    each, are copied on the device into the request's own blocks.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._residency: ModuleResidency | None = None
+        self._worker: ModuleWorker | None = None
+        if role == KVConnectorRole.WORKER:
+            after_prepare_inputs(apply_position_offsets)
+
+    # Scheduler side
+
+    def bind_residency(self, residency: ModuleResidency) -> None:
+        """Gives the connector the scheduler's state; called once, by the scheduler."""
+        self._residency = residency
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """Returns how many tail tokens are copied, or None while a module is missing."""
+        modular = self._residency.get(request)
+        if modular is None:
+            return 0, False
+        return (None if modular.mapped is None else modular.num_tail_tokens), False
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """Plans the copies of an admitted request."""
+        self._residency.admit(request, blocks.get_block_ids()[0])
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> StepMetadata:
+        """Returns the workers' part of the step."""
+        manager = self._kv_cache_manager
+        return self._residency.end_step(
+            scheduler_output.num_scheduled_tokens, lambda i: manager.get_block_ids(i)[0]
+        )
+
+    # Worker side
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Probes the KV cache's layout and makes the copies ready."""
+        self._worker = ModuleWorker.create(self._vllm_config, kv_caches)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Runs the copies that this step's forward pass reads."""
+        self._worker.before_forward(self._get_connector_metadata())
+
+    def wait_for_save(self) -> None:
+        """Runs the copies of modules whose encode this step has finished."""
+        self._worker.after_forward(self._get_connector_metadata())
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: copies run before the forward pass."""
+
+    def save_kv_layer(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to save layer by layer."""

@@ -1,0 +1,66 @@
+"""What a worker does for prompt modules in a step: slot copies and, on request, fingerprints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from vllm.config import VllmConfig
+
+from vllm_promptcache.compat import attention_layers, kv_writer
+from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.core.step import BlockCheck, StepMetadata
+from vllm_promptcache.errors import ServerError
+from vllm_promptcache.kernels import make_slot_copier
+from vllm_promptcache.kernels.layout import probe_slot_elements
+from vllm_promptcache.kernels.reference import SlotCopier
+
+
+@dataclass(slots=True)
+class ModuleWorker:
+    """Executes the connector's part of a step.
+
+    Attributes:
+        copier: Reads and writes slots of all layers.
+        block_size: Slots a block.
+    """
+
+    copier: SlotCopier
+    block_size: int
+    _fingerprints: dict[bytes, int] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, vllm_config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> ModuleWorker:
+        """Probes how the backend lays out the KV of a slot.
+
+        Raises:
+            ValueError: The layout is not one that can be copied slot by slot.
+        """
+        layers = attention_layers(vllm_config, kv_caches)
+        name, layer = next(iter(layers.items()))
+        elements = probe_slot_elements(
+            kv_writer(layer), kv_caches[name], layer.num_kv_heads, layer.head_size
+        )
+        copier = make_slot_copier(list(kv_caches.values()), elements)
+        return cls(copier, vllm_config.cache_config.block_size)
+
+    def before_forward(self, step: StepMetadata) -> None:
+        """Compares mapped modules with their fingerprints, then copies tails. Mutates the cache."""
+        for check in step.checks:
+            if self._fingerprints.get(check.key) != self._fingerprint(check):
+                raise ServerError(f"the KV of module {check.key.hex()} is not what was encoded")
+        self._copy(step.loads)
+
+    def after_forward(self, step: StepMetadata) -> None:
+        """Compacts modules whose encode has ended and fingerprints them. Mutates the cache."""
+        self._copy(step.stores)
+        for check in step.fingerprints:
+            self._fingerprints[check.key] = self._fingerprint(check)
+
+    def _copy(self, copy: SlotCopy | None) -> None:
+        if copy is not None:
+            self.copier.copy(copy.source, copy.target)
+
+    def _fingerprint(self, check: BlockCheck) -> int:
+        indexes = ranges([(0, check.num_tokens)])
+        return self.copier.checksum(slots_of(check.block_ids, indexes, self.block_size))
