@@ -20,7 +20,6 @@ demo: $(STAMP)  ## Run the demo on the embedded model
 
 # Tests run without network once the embedded model is built, and report nothing to anyone.
 test test-slow bench: export HF_HUB_OFFLINE = 1
-test test-slow bench: export VLLM_NO_USAGE_STATS = 1
 test test-slow bench: export DO_NOT_TRACK = 1
 
 # Real engines come last: simple mistakes show first.

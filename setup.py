@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 PACKAGE = "vllm_promptcache"
 # The kernels live at the top of the repository and are installed inside the package: a top-level
@@ -10,7 +10,7 @@ PACKAGE = "vllm_promptcache"
 # vllm_promptcache/kernels does the same, so it is left out here and mapped once below.
 KERNELS = f"{PACKAGE}.kernels"
 MAIN_PACKAGES = find_packages(include=[PACKAGE, f"{PACKAGE}.*"], exclude=[KERNELS, f"{KERNELS}.*"])
-KERNEL_PACKAGES = [KERNELS, *(f"{KERNELS}.{name}" for name in find_packages("kernels"))]
+KERNEL_PACKAGES = [KERNELS, *(f"{KERNELS}.{name}" for name in find_namespace_packages("kernels"))]
 
 setup(
     name="vllm-promptcache",

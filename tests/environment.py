@@ -15,6 +15,5 @@ def prepare_environment() -> None:
         VLLM_CPU_OMP_THREADS_BIND="nobind",
     )
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", "2")

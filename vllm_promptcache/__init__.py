@@ -1,4 +1,4 @@
-"""Prompt modules for vLLM: reuse the KV of text that prompts share, in any combination and order."""
+"""Prompt modules for vLLM: reuse the KV of text that prompts share, in any combination."""
 
 from __future__ import annotations
 

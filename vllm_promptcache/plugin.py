@@ -71,7 +71,9 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
     return original(cls, args)
 
 
-def _create_engine_config(original: Callable[..., Any], args: Any, *rest: Any, **kwargs: Any) -> Any:
+def _create_engine_config(
+    original: Callable[..., Any], args: Any, *rest: Any, **kwargs: Any
+) -> Any:
     if CONFIG_KEY not in (args.additional_config or {}):
         return original(args, *rest, **kwargs)
     from vllm_promptcache.engine import check_engine, prepare_engine_args, select_scheduler

@@ -6,7 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -50,6 +49,24 @@ def scheduler_of(llm: LLM) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
+@contextmanager
+def counted_tokens(llm: LLM) -> Iterator[list[int]]:
+    """Yields a list that gets the number of tokens the engine computes in each step."""
+    scheduler, counts = scheduler_of(llm), []
+    schedule = scheduler.schedule
+
+    def counting_schedule(*args: Any) -> Any:
+        output = schedule(*args)
+        counts.append(output.total_num_scheduled_tokens)
+        return output
+
+    scheduler.schedule = counting_schedule
+    try:
+        yield counts
+    finally:
+        del scheduler.schedule
+
+
 def greedy(num_logprobs: int, max_tokens: int = MAX_TOKENS, **others: Any) -> SamplingParams:
     """Greedy sampling of exactly `max_tokens` tokens; -1 stands for all log-probabilities."""
     return SamplingParams(
@@ -81,6 +98,18 @@ def difference(
         for step in output.outputs[0].logprobs
     ]
     return Difference.between(scored, token_ids, logprobs)
+
+
+def without_modules(explanation: dict[str, Any]) -> dict[str, Any]:
+    """The plan of the same prompt where nothing is reused: all of its tokens are new."""
+    kept = [
+        {
+            "token_ids": [t for t, k in zip(m["token_ids"], m["kept"], strict=True) if k],
+            "position_ids": [p for p, k in zip(m["position_ids"], m["kept"], strict=True) if k],
+        }
+        for m in explanation["modules"]
+    ]
+    return explanation | {"modules": [], "new": [*explanation["new"], *kept]}
 
 
 def check_explanation(explanation: dict[str, Any], block_size: int) -> None:
@@ -140,8 +169,14 @@ class Agreement:
     def explain(self, pml: str) -> dict[str, Any]:
         """The plan of a prompt, once its numbers are checked."""
         explanation: dict[str, Any] = self.llm.explain(pml).to_dict()
-        check_explanation(explanation, self.llm.llm_engine.vllm_config.cache_config.block_size)
+        check_explanation(explanation, self.block_size)
         return explanation
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a KV cache block of the engine."""
+        size: int = self.llm.llm_engine.vllm_config.cache_config.block_size
+        return size
 
     def _add_schemas(self, maker: CaseMaker, num_random: int) -> list[Schema]:
         for schema in FIXED_SCHEMAS:
@@ -150,10 +185,12 @@ class Agreement:
         return [*FIXED_SCHEMAS, *made]
 
     def _run_batch(self, cases: list[Case], rng: Random, modular: Tally, plain: Tally) -> None:
-        texts = [random_text(rng, rng.randint(2, 120)) for _ in range(2)]
-        prompts = [(case.pml, case.explanation) for case in cases] + [(text, None) for text in texts]
+        prompts: list[tuple[str, dict[str, Any] | None]]
+        prompts = [(case.pml, case.explanation) for case in cases]
+        prompts += [(random_text(rng, rng.randint(2, 120)), None) for _ in range(2)]
         rng.shuffle(prompts)
-        outputs = self.llm.generate([pml for pml, _ in prompts], greedy(self.num_logprobs))
+        texts = [prompt for prompt, _ in prompts]
+        outputs = self.llm.generate(texts, greedy(self.num_logprobs), use_tqdm=False)
         for (prompt, explanation), output in zip(prompts, outputs, strict=True):
             found = difference(self.reference, output, explanation)
             (plain if explanation is None else modular).add(prompt, found)

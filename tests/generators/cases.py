@@ -52,9 +52,9 @@ class CaseMaker:
         """Documents that were refused so far."""
         return self.refusals.total()
 
-    def schema(self, name: str, add: Callable[[str], Any], *, roles: bool = True) -> Schema:
-        """Returns a random schema after `add` took its text."""
-        return self._retry(lambda: self._added(random_schema(self._rng, name, roles=roles), add))
+    def schema(self, name: str, add: Callable[[str], Any], **size: int) -> Schema:
+        """Returns a random schema after `add` took its text; `size` as for `random_schema`."""
+        return self._retry(lambda: self._added(random_schema(self._rng, name, **size), add))
 
     def prompt(self, schema: Schema) -> Case:
         """Returns a random prompt for a schema that was added."""

@@ -12,7 +12,7 @@ from tests.generators.words import WORDS, random_text
 
 ROLES = ("system", "user", "assistant")
 POLICIES = ("isolated", "anchored")
-# Modules of a random schema together; leaves room for new text in a context of 2048 tokens.
+# Of a random schema; leaves room for new text in a context of 2048 tokens.
 MAX_WORDS = 900
 MAX_DEPTH = 3
 
@@ -65,29 +65,22 @@ def params_of(module: Element) -> Iterator[Element]:
             yield from params_of(child)
 
 
-def random_schema(rng: Random, name: str, *, roles: bool = True) -> Schema:
-    """Returns a random schema.
-
-    Args:
-        rng: The source of all choices.
-        name: The schema's name.
-        roles: Whether chat roles may occur.
-    """
+def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Schema:
+    """Returns a random schema of about `max_words` words at most."""
     root = Element("schema", name=name)
     if rng.random() < 0.6:
         root.set("encode", rng.choice(POLICIES))
-    _Filler(rng, roles).fill(root, depth=0)
+    _Filler(rng, max_words).fill(root, depth=0)
     return Schema(ElementTree.tostring(root, encoding="unicode"), root)
 
 
 class _Filler:
-    """Puts random content into an element, within `MAX_WORDS` in all."""
+    """Puts random content into an element until the words are used up."""
 
-    def __init__(self, rng: Random, roles: bool) -> None:
+    def __init__(self, rng: Random, max_words: int) -> None:
         self._rng = rng
-        self._roles = roles
         self._names = rng.sample(WORDS, k=len(WORDS))
-        self._num_words_left = MAX_WORDS
+        self._num_words_left = max_words
 
     def fill(self, parent: Element, depth: int, in_role: bool = False) -> None:
         """Appends text, modules, unions, parameters and roles to `parent`."""
@@ -96,7 +89,7 @@ class _Filler:
             kinds |= {"module": 4, "union": 1}
         if depth:
             kinds["param"] = 2
-        if self._roles and not in_role:
+        if not in_role:
             kinds["role"] = 1
         at_least = 3 if depth == 0 and not in_role else 1
         num_items = self._rng.randint(at_least, at_least + 2)

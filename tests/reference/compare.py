@@ -88,6 +88,18 @@ class Tally:
         if not difference.is_equal:
             self.wrong.append((what, difference))
 
+    @property
+    def share_of_equal_tokens(self) -> float:
+        """Share of all tokens, behind the engine's own before them, that the reference chooses."""
+        return self.num_equal_steps / self.num_steps
+
+    def of_tokens(self) -> str:
+        """The numbers that mean something where outputs cannot be equal (bfloat16)."""
+        return (
+            f"{self.num_equal_steps}/{self.num_steps} tokens equal, "
+            f"largest difference {self.largest:.1e}"
+        )
+
     def __str__(self) -> str:
         num_equal = self.num_outputs - len(self.wrong)
         return (

@@ -12,7 +12,6 @@ from vllm.v1.request import Request
 from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, SequencePlan
 from vllm_promptcache.store import StoredModule
 
-
 T = TypeVar("T")
 
 

@@ -76,9 +76,8 @@ class ModuleResidency:
     def _enter(self, modular: ModularRequest) -> None:
         self._requests[modular.request_id] = modular
         self._waiting.add(modular.request_id)
-        num_needed = modular.num_own_blocks + sum(
-            self._num_blocks(span.num_tokens) for span in modular.sequence.spans
-        )
+        num_tokens = modular.request.num_tokens
+        num_needed = modular.sequence.num_blocks(num_tokens, self._block_size)
         num_usable = self._pool.num_gpu_blocks - 1  # one is vLLM's null block
         if num_needed > num_usable:
             self.rejected[modular.request_id] = (

@@ -39,9 +39,7 @@ class PromptModuleMixin(Scheduler):
         compat.never_hash_blocks(PLAN_KEY)
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
-        self.residency = ModuleResidency(
-            manager.block_pool, self.block_size, verify=config.verify
-        )
+        self.residency = ModuleResidency(manager.block_pool, self.block_size, verify=config.verify)
         # Blocks of a request with modules hold KV that its tokens alone do not determine.
         compat.never_cache_blocks(manager, self.residency.requests.__contains__)
         self.connector.bind_residency(self.residency)
@@ -120,9 +118,7 @@ class PromptModuleMixin(Scheduler):
             return False
         return super()._handle_blocked_waiting_request(request)
 
-    def _get_local_prefix_cache_hit(
-        self, request: Request
-    ) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         modular = self.residency.get(request)
         if modular is None:
             return super()._get_local_prefix_cache_hit(request)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import ClientError, PlanError
-from vllm_promptcache.plan import Planner, PromptPlan
+from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.pml import parse_schema
 
 if TYPE_CHECKING:
@@ -67,14 +67,11 @@ class FrontEnd:
             PMLError: The schema is not valid.
             ClientError: The file cannot be read.
         """
-        if isinstance(source, str) and source.lstrip("\\ufeff \\t\\r\\n").startswith("<"):
+        if isinstance(source, str) and source.lstrip("\ufeff").lstrip().startswith("<"):
             schema = parse_schema(source)
         else:
-            schema = parse_schema(
-                _read(path := Path(source)), name=str(path), base_dir=path.parent
-            )
-        layout = self.planner.add_schema(schema)
-        return SchemaInfo.of(layout, self.vllm_config.cache_config.block_size)
+            schema = parse_schema(_read(path := Path(source)), name=str(path), base_dir=path.parent)
+        return SchemaInfo.of(self.planner.add_schema(schema), self._block_size)
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema. Requests in flight are not touched: they carry their plans.
@@ -83,6 +80,20 @@ class FrontEnd:
             ClientError: There is no such schema.
         """
         self.planner.remove_schema(name)
+
+    @property
+    def schemas(self) -> dict[str, SchemaInfo]:
+        """The schemas by name, as they are now."""
+        layouts = self.planner.schemas.items()
+        return {name: SchemaInfo.of(layout, self._block_size) for name, layout in layouts}
+
+    def warm_plans(self, name: str) -> list[PromptPlan]:
+        """Short sequences that make the engine encode all modules of a schema."""
+        return self.planner.warm_plans(name)
+
+    def explain(self, text: str) -> Explanation:
+        """Explains the plan of a PML prompt. Raises as `plan`."""
+        return Explanation.of(self.plan(text))
 
     def plan(self, text: str, *, reuse: bool = True) -> PromptPlan:
         """Plans a PML prompt.
@@ -96,21 +107,20 @@ class FrontEnd:
         return plan
 
     def _check_room(self, plan: PromptPlan) -> None:
-        cache = self.vllm_config.cache_config
-        if cache.num_gpu_blocks is None:
-            return
-        size, sequence = cache.block_size, plan.sequence
-        num_shared = sum(span.num_full_blocks(size) for span in sequence.spans)
-        num_modules = sum(-(-span.num_tokens // size) for span in sequence.spans)
-        num_own = -(-(plan.num_tokens + 1) // size) - num_shared
-        num_needed = num_modules + num_own
-        # One block is vLLM's null block.
-        if num_needed > cache.num_gpu_blocks - 1:
+        num_blocks = self.vllm_config.cache_config.num_gpu_blocks
+        num_needed = plan.sequence.num_blocks(plan.num_tokens + 1, self._block_size)
+        # One block is vLLM's null block. The number is not known before the engine has started.
+        if num_blocks is not None and num_needed > num_blocks - 1:
             raise PlanError(
-                f"the prompt with its modules needs {num_needed} KV cache blocks of {size} tokens, "
-                f"the cache has {cache.num_gpu_blocks - 1}",
+                f"the prompt with its modules needs {num_needed} KV cache blocks of "
+                f"{self._block_size} tokens, the cache has {num_blocks - 1}",
                 "import fewer modules, or start with a larger KV cache",
             )
+
+    @property
+    def _block_size(self) -> int:
+        block_size: int = self.vllm_config.cache_config.block_size
+        return block_size
 
 
 def _read(path: Path) -> str:

@@ -58,8 +58,7 @@ class LLM(vllm.LLM):
         """
         info = self.front_end.add_schema(source)
         if warm:
-            plans = self.front_end.planner.warm_plans(info.name)
-            prompts = [planned_prompt("", plan) for plan in plans]
+            prompts = [planned_prompt("", plan) for plan in self.front_end.warm_plans(info.name)]
             super().generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
         return info
 
@@ -84,7 +83,7 @@ class LLM(vllm.LLM):
         """
         return self.front_end.explain(prompt)
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         prompts: Any,
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
 from vllm_promptcache.pml.ast import RoleName
+from vllm_promptcache.pml.diagnostics import shorten
 
 Render: TypeAlias = Callable[[list[dict[str, str]], bool], str]
 Message: TypeAlias = tuple[RoleName, str]
@@ -64,7 +65,7 @@ class _Template:
             return self.render(conversation, add_generation_prompt)
         # Templates raise whatever they like, from jinja2's errors to KeyError.
         except Exception as error:
-            raise _TemplateError(f"{_REFUSED} ({error})") from error
+            raise _TemplateError(f"{_REFUSED} ({shorten(str(error))})") from error
 
     def gaps(self, *roles: RoleName, add_generation_prompt: bool = False) -> list[str]:
         """Text before, between and behind the messages of a conversation."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import EncodePolicy, RoleName
@@ -89,16 +89,16 @@ class ModuleLayout:
     policy: EncodePolicy
     cached: bool
     parameters: Mapping[str, ParameterSlot]
-    token_ids: tuple[int, ...]
-    position_runs: tuple[Run, ...]
-    kept_runs: tuple[Run, ...]
-    kept_token_ids: tuple[int, ...]
-    kept_position_runs: tuple[Run, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
+    position_runs: tuple[Run, ...] = field(repr=False)
+    kept_runs: tuple[Run, ...] = field(repr=False)
+    kept_token_ids: tuple[int, ...] = field(repr=False)
+    kept_position_runs: tuple[Run, ...] = field(repr=False)
     context: tuple[ContextSpan, ...]
     dependencies: tuple[int, ...]
     role_end: RoleEnd | None
     key: bytes
-    packed: bytes
+    packed: bytes = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -163,8 +163,8 @@ class SchemaLayout:
         return self.modules[ROOT]
 
     @property
-    def end(self) -> int:
-        """One past the schema's last position."""
+    def num_tokens(self) -> int:
+        """Positions that the schema spans, parameters and all members of its unions included."""
         return self.root.end
 
     @property

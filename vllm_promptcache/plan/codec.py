@@ -73,7 +73,7 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
     return plan
 
 
-def unpack_module(data: bytes, *, key: bytes) -> ModuleSpec:
+def unpack_module(data: object, *, key: bytes) -> ModuleSpec:
     """Reads a packed module.
 
     Raises:

@@ -106,8 +106,9 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the same as dicts, lists, strings, integers and booleans."""
-        builtins: dict[str, Any] = msgspec.to_builtins(self)
-        return builtins
+        # By way of JSON: `to_builtins` leaves tuples as they are.
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return plain
 
 
 def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> ExplainedModule:

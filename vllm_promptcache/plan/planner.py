@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
-from types import MappingProxyType
 
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.layout.compiler import compile_schema
 from vllm_promptcache.layout.schema_layout import SchemaLayout
-from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.plan_prompt import plan_prompt
-from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
-from vllm_promptcache.pml.ast import EncodePolicy, Prompt, Schema
-from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
-from vllm_promptcache.pml.document import DEFAULT_LIMITS, Limits
-from vllm_promptcache.pml.parser import parse_prompt
+from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline, warm_plans
+from vllm_promptcache.pml import (
+    DEFAULT_LIMITS,
+    EncodePolicy,
+    Limits,
+    Prompt,
+    Schema,
+    did_you_mean,
+    parse_prompt,
+    pml_error,
+    quote,
+)
+
+_MAX_NUM_LISTED = 8
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    schema: Schema
+    layout: SchemaLayout
+
+
 class Planner:
     """Compiles schemas and plans prompts.
 
     May be used from many threads, as far as the tokenizer may: a plan takes a schema as it is when
     it starts, and goes on with that one when the schema is replaced or removed.
 
-    Attributes:
+    Args:
         tokenizer: The model's tokenizer.
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
@@ -35,21 +48,30 @@ class Planner:
         limits: What a prompt may ask of the parser.
     """
 
-    tokenizer: LayoutTokenizer
-    max_model_len: int
-    block_size: int
-    default_encode: EncodePolicy = "isolated"
-    salt: bytes = b""
-    limits: Limits = DEFAULT_LIMITS
-    _sources: dict[str, Schema] = field(default_factory=dict, init=False, repr=False)
-    # Replaced as a whole, never changed: readers need no lock.
-    _layouts: Mapping[str, SchemaLayout] = field(default_factory=dict, init=False, repr=False)
-    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
+    def __init__(
+        self,
+        tokenizer: HFTokenizer,
+        *,
+        max_model_len: int,
+        block_size: int,
+        default_encode: EncodePolicy = "isolated",
+        salt: bytes = b"",
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self.tokenizer = LayoutTokenizer(tokenizer)
+        self.max_model_len = max_model_len
+        self.block_size = block_size
+        self._default_encode = default_encode
+        self._salt = salt
+        self._limits = limits
+        self._lock = Lock()
+        # Replaced as a whole, never changed: readers need no lock.
+        self._schemas: Mapping[str, _Compiled] = {}
 
     @property
     def schemas(self) -> Mapping[str, SchemaLayout]:
         """The schemas by name, as they are now."""
-        return MappingProxyType(self._layouts)
+        return {name: compiled.layout for name, compiled in self._schemas.items()}
 
     def add_schema(self, schema: Schema) -> SchemaLayout:
         """Compiles a schema; one of the same name is replaced, the very same one is kept.
@@ -59,18 +81,18 @@ class Planner:
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
         with self._lock:
-            # Files that a schema reads by `src` are part of the tree, not of its text.
-            if self._sources.get(schema.name) == schema:
-                return self._layouts[schema.name]
+            known = self._schemas.get(schema.name)
+            # Trees are compared: files that are read by `src` are no part of the text.
+            if known is not None and known.schema == schema:
+                return known.layout
             layout = compile_schema(
                 schema,
                 self.tokenizer,
-                default_encode=self.default_encode,
+                default_encode=self._default_encode,
                 max_model_len=self.max_model_len,
-                salt=self.salt,
+                salt=self._salt,
             )
-            self._layouts = {**self._layouts, schema.name: layout}
-            self._sources[schema.name] = schema
+            self._schemas = {**self._schemas, schema.name: _Compiled(schema, layout)}
             return layout
 
     def remove_schema(self, name: str) -> None:
@@ -80,11 +102,16 @@ class Planner:
             ClientError: There is none of that name.
         """
         with self._lock:
-            if name not in self._layouts:
-                message = f"there is no schema {quote(name)}"
-                raise ClientError(message, did_you_mean(name, self._layouts))
-            del self._sources[name]
-            self._layouts = {key: kept for key, kept in self._layouts.items() if key != name}
+            self._get(name)
+            self._schemas = {key: kept for key, kept in self._schemas.items() if key != name}
+
+    def warm_plans(self, name: str) -> list[PromptPlan]:
+        """Plans that make the engine encode all modules of a schema ahead of its prompts.
+
+        Raises:
+            ClientError: There is no schema of that name.
+        """
+        return warm_plans(self._get(name), block_size=self.block_size)
 
     def plan(self, pml_text: str, *, reuse: bool = True) -> PromptPlan:
         """Parses and plans a prompt.
@@ -98,7 +125,7 @@ class Planner:
             PMLError: The prompt breaks a rule, or names a schema that is not there.
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
-        prompt = parse_prompt(pml_text, limits=self.limits)
+        prompt = parse_prompt(pml_text, limits=self._limits)
         layout = self._layout_of(prompt)
         plan = plan_prompt(
             prompt,
@@ -109,12 +136,23 @@ class Planner:
         )
         return plan if reuse else baseline(plan, layout)
 
+    def _get(self, name: str) -> SchemaLayout:
+        compiled = self._schemas.get(name)
+        if compiled is None:
+            raise ClientError(f"there is no schema {quote(name)}", self._hint(name))
+        return compiled.layout
+
     def _layout_of(self, prompt: Prompt) -> SchemaLayout:
-        layouts = self._layouts
-        if prompt.schema in layouts:
-            return layouts[prompt.schema]
-        known = ", ".join(sorted(map(quote, layouts)))
-        listing = f"known are {known}" if known else "no schema has been added"
-        hint = did_you_mean(prompt.schema, layouts) or listing
-        message = f"there is no schema {quote(prompt.schema)}"
-        raise pml_error(prompt.source, prompt.location, message, hint)
+        try:
+            return self._get(prompt.schema)
+        except ClientError as error:
+            place = prompt.location
+            raise pml_error(prompt.source, place, error.message, error.hint) from None
+
+    def _hint(self, name: str) -> str:
+        known = sorted(self._schemas)
+        if not known:
+            return "none has been added"
+        dots = ", ..." if len(known) > _MAX_NUM_LISTED else ""
+        listing = ", ".join(map(quote, known[:_MAX_NUM_LISTED]))
+        return did_you_mean(name, known) or f"known are {listing}{dots}"

@@ -62,16 +62,25 @@ class NewTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class EnginePlan:
-    """A sequence as the engine takes it.
+class PromptPlan:
+    """A prompt as it is laid out.
 
     Attributes:
+        schema: Name of its schema.
+        modules: The root, then the imported cached modules in the order of the block table;
+            empty for a `baseline`.
+        new: Tokens that are computed, by position.
+        block_size: Tokens in a KV cache block, which the order of the prompt depends on.
         sequence: The modules it reads and the positions of the tokens it computes.
         prompt_token_ids: Full blocks of all modules, tail tokens of all modules, new tokens by
             position; `[num_tokens]`. This is the order of the block table, not that of the text.
         packed: Value of `extra_args["prompt_modules"]`.
     """
 
+    schema: str
+    modules: tuple[PlannedModule, ...]
+    new: tuple[NewTokens, ...]
+    block_size: int
     sequence: SequencePlan
     prompt_token_ids: list[int]
     packed: bytes
@@ -97,24 +106,6 @@ class EnginePlan:
         return self.sequence.next_position
 
 
-@dataclass(frozen=True, slots=True)
-class PromptPlan(EnginePlan):
-    """A prompt as it is laid out.
-
-    Attributes:
-        schema: Name of its schema.
-        modules: The root, then the imported cached modules in the order of the block table;
-            empty for a `baseline`.
-        new: Tokens that are computed, by position.
-        block_size: Tokens in a KV cache block, which the order of the prompt depends on.
-    """
-
-    schema: str
-    modules: tuple[PlannedModule, ...]
-    new: tuple[NewTokens, ...]
-    block_size: int
-
-
 def make_plan(
     layout: SchemaLayout,
     modules: Sequence[PlannedModule],
@@ -131,15 +122,17 @@ def make_plan(
         block_size: Tokens in a KV cache block.
     """
     ordered = sorted(new, key=attrgetter("start"))
-    engine = _engine_plan(layout, modules, ordered, block_size)
+    reused = [planned for planned in modules if planned.num_tokens]
+    spans = tuple(planned.span for planned in reused)
+    sequence = SequencePlan(spans, merge_runs(tokens.run for tokens in ordered))
     return PromptPlan(
-        sequence=engine.sequence,
-        prompt_token_ids=engine.prompt_token_ids,
-        packed=engine.packed,
         schema=layout.name,
         modules=tuple(modules),
         new=tuple(ordered),
         block_size=block_size,
+        sequence=sequence,
+        prompt_token_ids=_engine_order(reused, ordered, block_size),
+        packed=pack_plan(sequence, _packed(layout, reused)),
     )
 
 
@@ -149,17 +142,18 @@ def baseline(plan: PromptPlan, layout: SchemaLayout) -> PromptPlan:
     return make_plan(layout, (), (*plan.new, *reused), block_size=plan.block_size)
 
 
-def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[EnginePlan]:
-    """Short sequences that make the engine encode every module of a schema, contexts first.
+def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[PromptPlan]:
+    """Short sequences that make the engine encode every module of a schema.
 
-    Each reads one module but for its last token, which is computed again. A module of one token
-    has nothing to read ahead and is left to its first prompt.
+    Each reads one module but for its last token, which is computed again; its other `modules` are
+    the contexts. A module of one token has nothing to read ahead and is left to its first prompt.
     """
     plans = []
     for module in layout.modules:
         if module.is_reusable and module.num_kept_tokens > 1:
             planned, repeated = without_last(module)
-            plans.append(_engine_plan(layout, [planned], [repeated], block_size))
+            contexts = [PlannedModule(layout.modules[index], 0) for index in module.dependencies]
+            plans.append(make_plan(layout, [*contexts, planned], [repeated], block_size=block_size))
     return plans
 
 
@@ -182,19 +176,6 @@ def repeated_tokens(module: ModuleLayout, num_tokens: int) -> Iterator[NewTokens
 
 def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
     return repeated_tokens(planned.layout, planned.num_tokens)
-
-
-def _engine_plan(
-    layout: SchemaLayout,
-    modules: Sequence[PlannedModule],
-    new: Sequence[NewTokens],
-    block_size: int,
-) -> EnginePlan:
-    reused = [planned for planned in modules if planned.num_tokens]
-    spans = tuple(planned.span for planned in reused)
-    sequence = SequencePlan(spans, merge_runs(tokens.run for tokens in new))
-    token_ids = _engine_order(reused, new, block_size)
-    return EnginePlan(sequence, token_ids, pack_plan(sequence, _packed(layout, reused)))
 
 
 def _engine_order(

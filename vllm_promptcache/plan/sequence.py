@@ -70,6 +70,15 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         """Position id of the first generated token."""
         return self.position_runs[-1].end
 
+    def num_blocks(self, num_tokens: int, block_size: int) -> int:
+        """Blocks that must be held at once when the sequence is admitted with `num_tokens`.
+
+        Those of all its modules, and its own, into which the modules' tails are copied.
+        """
+        num_shared = sum(span.num_full_blocks(block_size) for span in self.spans)
+        num_modules = sum(-(-span.num_tokens // block_size) for span in self.spans)
+        return num_modules + -(-num_tokens // block_size) - num_shared
+
 
 class ModuleSpec(msgspec.Struct, frozen=True, array_like=True):
     """All that is needed to encode a module (1-architecture: "Encode context").

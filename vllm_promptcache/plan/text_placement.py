@@ -67,7 +67,7 @@ class TextPlacer:
             position = self._behind(group.after)
         else:
             limit = group.scope.end if group.before is None else group.before.start
-            position = self._last_end(limit)
+            position = max(group.scope.start, self._last_end(limit))
         self._check(group, num_tokens, position)
         if num_tokens:
             insort(self.taken, _Taken(position, position + num_tokens, None), key=_start)

@@ -23,8 +23,8 @@ from vllm_promptcache.pml.ast import (
     own_params,
 )
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
-from vllm_promptcache.pml.document import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
+from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits
 from vllm_promptcache.pml.validate import validate_schema
 
 __all__ = [

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.diagnostics import did_you_mean, quote
-from vllm_promptcache.pml.document import Document
+from vllm_promptcache.pml.ast import Source
+from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.markup import Attribute, Element
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
@@ -20,6 +20,7 @@ _Value = TypeVar("_Value")
 
 
 def is_name(text: str) -> bool:
+    """Whether modules, parameters and schemas may be named so."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -27,43 +28,48 @@ def is_name(text: str) -> bool:
 class AttributeReader:
     """The attributes of one element. Every method raises PMLError at the attribute at fault."""
 
-    document: Document
+    source: Source
     element: Element
 
     def allow_only(self, known: Collection[str]) -> None:
+        """Refuses attributes that this element does not have."""
         for attribute in self.element.attributes.values():
             if attribute.name not in known:
                 message = f"`<{self.element.name}>` has no attribute {quote(attribute.name)}"
                 hint = did_you_mean(attribute.name, known) or _known(known)
-                raise self.document.error(attribute.offset, message, hint)
+                raise pml_error(self.source, attribute.location, message, hint)
 
     def get(self, *spellings: str) -> Attribute | None:
-        """The attribute in whichever of its spellings it has, at most one of them."""
+        """The attribute in one of its spellings, of which at most one may be given."""
         given = [a for a in map(self.element.attributes.get, spellings) if a is not None]
         if len(given) > 1:
             message = f"`{given[1].name}` is another spelling of `{given[0].name}`"
-            raise self.document.error(given[1].offset, message, "leave one out")
+            raise pml_error(self.source, given[1].location, message, "leave one out")
         return given[0] if given else None
 
     def text(self, *spellings: str) -> str | None:
+        """The value of an attribute that may be left out."""
         attribute = self.get(*spellings)
         return None if attribute is None else attribute.value
 
     def require(self, *spellings: str) -> Attribute:
+        """Like `get` for an attribute that must be given; the first spelling is the usual one."""
         attribute = self.get(*spellings)
         if attribute is None:
             name, tag = spellings[0], self.element.name
-            message = f"`<{tag}>` has no `{name}`"
-            raise self.document.error(self.element.offset, message, f'write `<{tag} {name}="...">`')
+            message, hint = f"`<{tag}>` has no `{name}`", f'write `<{tag} {name}="...">`'
+            raise pml_error(self.source, self.element.location, message, hint)
         return attribute
 
     def name(self, key: str) -> str:
+        """A required name of PML."""
         attribute = self.require(key)
         if not is_name(attribute.value):
             raise self.error(attribute, f"{quote(attribute.value)} is not a name", NAME_HINT)
         return attribute.value
 
     def positive(self, *spellings: str) -> int:
+        """A required number from 1 to a million."""
         attribute = self.require(*spellings)
         if not _POSITIVE.fullmatch(attribute.value):
             message = f"`{attribute.name}` is not a positive whole number"
@@ -75,6 +81,7 @@ class AttributeReader:
         return int(value)
 
     def choice(self, key: str, values: Mapping[str, _Value]) -> _Value | None:
+        """What `values` has for the attribute, None without the attribute."""
         attribute = self.get(key)
         if attribute is None:
             return None
@@ -84,12 +91,13 @@ class AttributeReader:
         return values[attribute.value]
 
     def boolean(self, key: str, default: bool) -> bool:
+        """`true` or `false`."""
         value = self.choice(key, {"true": True, "false": False})
         return default if value is None else value
 
     def error(self, attribute: Attribute, message: str, hint: str | None = None) -> PMLError:
         """Makes the error about an attribute's value, for the caller to raise."""
-        return self.document.error(attribute.value_offset, message, hint)
+        return pml_error(self.source, attribute.value_location, message, hint)
 
 
 def _known(known: Collection[str]) -> str:

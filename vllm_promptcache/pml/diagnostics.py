@@ -32,6 +32,19 @@ def pml_error(
     return PMLError(message, source.name, location.line, location.column, line, caret, hint)
 
 
+def error_at(source: Source, offset: int, message: str, hint: str | None = None) -> PMLError:
+    """Like `pml_error` for a place given as offset into the source."""
+    return pml_error(source, advance(Location(1, 1), source.text[:offset]), message, hint)
+
+
+def advance(location: Location, text: str) -> Location:
+    """The place behind `text`, which begins at `location`."""
+    num_newlines = text.count("\n")
+    if not num_newlines:
+        return Location(location.line, location.column + len(text))
+    return Location(location.line + num_newlines, len(text) - text.rindex("\n"))
+
+
 def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     """Hint that names the candidate most like `name`, or None if none is like it."""
     # difflib is quadratic in the length, and nobody mistypes a name that long.

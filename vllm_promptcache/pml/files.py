@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_promptcache.pml.diagnostics import FORBIDDEN_CHARACTER
-from vllm_promptcache.pml.document import code_point, normalize_newlines
+from vllm_promptcache.pml.source import code_point, normalize_newlines
 
 
 class FileRefusedError(Exception):

@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.diagnostics import quote, shorten
-from vllm_promptcache.pml.document import Document
+from vllm_promptcache.pml.ast import Source
+from vllm_promptcache.pml.diagnostics import error_at, quote, shorten
 
 # Possessive quantifiers: without them a rule could match by reading half a name.
 _S = r"[ \t\n]"
@@ -28,12 +28,12 @@ class _Rule:
     message: str
     hint: str
 
-    def error(self, document: Document, offset: int) -> PMLError | None:
-        found = self.pattern.match(document.source.text, offset)
+    def error(self, source: Source, offset: int) -> PMLError | None:
+        found = self.pattern.match(source.text, offset)
         if found is None:
             return None
         what = shorten(found[1])
-        return document.error(found.start(1), self.message.format(what), self.hint.format(what))
+        return error_at(source, found.start(1), self.message.format(what), self.hint.format(what))
 
 
 def _rule(pattern: str, message: str, hint: str) -> _Rule:
@@ -82,14 +82,14 @@ _TAG = (
 )
 
 
-def malformed_markup(document: Document, offset: int) -> PMLError:
+def malformed_markup(source: Source, offset: int) -> PMLError:
     """Makes the error for a `<` at `offset` that begins no token, for the caller to raise."""
     for rule in _MARKUP:
-        if error := rule.error(document, offset):
+        if error := rule.error(source, offset):
             return error
-    start = _WELL_FORMED_START.match(document.source.text, offset)
+    start = _WELL_FORMED_START.match(source.text, offset)
     assert start is not None, "the last rule above leaves only tags"
     for rule in _TAG:
-        if error := rule.error(document, start.end()):
+        if error := rule.error(source, start.end()):
             return error
-    return document.error(offset, f"the tag {quote(start[0])} never ends", "end it with `>`")
+    return error_at(source, offset, f"the tag {quote(start[0])} never ends", "end it with `>`")

@@ -8,16 +8,16 @@ from typing import cast
 
 from lark import Lark, Token, Tree, UnexpectedCharacters, UnexpectedToken
 
-from vllm_promptcache.pml.ast import Text
-from vllm_promptcache.pml.diagnostics import quote
-from vllm_promptcache.pml.document import Document, Limits
+from vllm_promptcache.pml.ast import Location, Source, Text
+from vllm_promptcache.pml.diagnostics import advance, did_you_mean, error_at, pml_error, quote
 from vllm_promptcache.pml.malformed import malformed_markup
 from vllm_promptcache.pml.nesting import Nesting, tag_name
-from vllm_promptcache.pml.text import decode, text_node
+from vllm_promptcache.pml.source import Limits
+from vllm_promptcache.pml.text import WHITE_SPACE, decode, start_of, text_node
 
 _SPACE = "xml:space"
 # The grammar has checked the tag, so this need not.
-_ATTRIBUTE = re.compile(r"""[ \t\n]+([^ \t\n=<>/"'&]+)[ \t\n]*=[ \t\n]*(?:"([^"]*)"|'([^']*)')""")
+_ATTRIBUTE = re.compile(r"""([ \t\n]+)([^ \t\n=<>/"'&]+)([ \t\n]*=[ \t\n]*)("[^"]*"|'[^']*')""")
 _MISPLACED = {
     "TEXT": ("text outside of the root element", "put it inside"),
     "CDATA": ("text outside of the root element", "put it inside"),
@@ -31,12 +31,12 @@ _MISPLACED = {
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An attribute with its value decoded; the offsets are those of its name and its value."""
+    """An attribute, its value decoded; `location` is that of its name."""
 
     name: str
     value: str
-    offset: int
-    value_offset: int
+    location: Location
+    value_location: Location
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +45,31 @@ class Element:
 
     Attributes:
         attributes: By name, in document order, without `xml:space`.
-        offset: Where the tag begins.
         preserve: Whether `xml:space="preserve"` holds inside.
+        location: Where its tag begins.
     """
 
     name: str
     attributes: Mapping[str, Attribute]
     children: "tuple[Element | Text, ...]"
-    offset: int
     preserve: bool
+    location: Location
 
 
-def read_markup(document: Document, limits: Limits) -> Element:
-    """Reads the root element of a document.
+def read_markup(source: Source, limits: Limits, root_name: str) -> Element:
+    """Reads the root element of a document, which must have that name.
 
     Raises:
-        PMLError: The markup is malformed or exceeds a limit.
+        PMLError: The markup is malformed or exceeds a limit, or the root is another element.
     """
-    tree = _parse(document, limits)
+    tree = _parse(source, limits)
     root = next(child for child in tree.children if isinstance(child, Tree))
-    return _TreeReader(document, limits.max_nodes).element(root, preserve=False)
+    element = _TreeReader(source, limits.max_nodes).element(root, preserve=False)
+    if element.name != root_name:
+        message = f"the root is {quote(f'<{element.name}>')}, not `<{root_name}>`"
+        hint = did_you_mean(element.name, (root_name,))
+        raise pml_error(source, element.location, message, hint)
+    return element
 
 
 @cache
@@ -72,18 +77,20 @@ def _grammar() -> Lark:
     return Lark.open("pml.lark", rel_to=__file__, parser="lalr", lexer="basic")
 
 
-def _parse(document: Document, limits: Limits) -> Tree[Token]:
-    parser = _grammar().parse_interactive(document.source.text)
-    nesting = Nesting(document, limits)
+def _parse(source: Source, limits: Limits) -> Tree[Token]:
+    parser = _grammar().parse_interactive(source.text)
+    nesting = Nesting(source, limits)
     try:
         for token in parser.iter_parse():
             nesting.enter(token)
         nesting.end()
-        tree: Tree[Token] = parser.feed_token(Token("$END", "", len(document.source.text)))
+        tree: Tree[Token] = parser.feed_token(Token("$END", "", len(source.text)))
     except UnexpectedCharacters as error:
-        raise malformed_markup(document, error.pos_in_stream or 0) from None
+        raise malformed_markup(source, error.pos_in_stream or 0) from None
     except UnexpectedToken as error:
-        raise document.error(error.token.start_pos, *_MISPLACED[error.token.type]) from None
+        token = error.token
+        offset = token.start_pos + len(token) - len(token.lstrip(WHITE_SPACE))
+        raise error_at(source, offset, *_MISPLACED[token.type]) from None
     return tree
 
 
@@ -91,18 +98,19 @@ def _parse(document: Document, limits: Limits) -> Tree[Token]:
 class _TreeReader:
     """Turns the grammar's tree into elements, from the root down as `xml:space` is inherited."""
 
-    document: Document
+    source: Source
     max_attributes: int
     num_attributes: int = 0
 
     def element(self, tree: Tree[Token], preserve: bool) -> Element:
         tag = tree.children[0]
-        assert isinstance(tag, Token)
-        attributes = self._attributes(tag)
+        assert isinstance(tag, Token), "the grammar begins an element with its tag"
+        name = tag_name(tag)
+        attributes = self._attributes(tag, len(f"<{name}"))
         if space := attributes.pop(_SPACE, None):
             preserve = self._preserves(space)
         children = tuple(self._children(tree.children, preserve))
-        return Element(tag_name(tag), attributes, children, tag.start_pos or 0, preserve)
+        return Element(name, attributes, children, preserve, start_of(tag))
 
     def _children(
         self, nodes: Sequence[Token | Tree[Token]], preserve: bool
@@ -112,35 +120,34 @@ class _TreeReader:
                 continue  # The tags of the element itself.
             if node.data == "element":
                 yield self.element(node, preserve)
-            elif text := text_node(self.document, cast(list[Token], node.children), preserve):
+            elif text := text_node(self.source, cast(list[Token], node.children), preserve):
                 yield text
 
-    def _attributes(self, tag: Token) -> dict[str, Attribute]:
+    def _attributes(self, tag: Token, end: int) -> dict[str, Attribute]:
         attributes: dict[str, Attribute] = {}
-        end = len(tag_name(tag)) + 1
-        # Not `finditer`, which would look for an attribute inside a very long name.
+        behind = advance(start_of(tag), tag[:end])
+        # Not `finditer`: that would look for attributes within a very long name.
         while found := _ATTRIBUTE.match(tag, end):
-            end = found.end()
-            attribute = self._attribute(found, tag.start_pos or 0)
+            attribute = self._attribute(found, behind, tag.start_pos or 0)
             if attribute.name in attributes:
                 message = f"attribute {quote(attribute.name)} is given twice"
-                raise self.document.error(attribute.offset, message, "leave one out")
+                raise pml_error(self.source, attribute.location, message, "leave one out")
             attributes[attribute.name] = attribute
+            end, behind = found.end(), advance(behind, found[0])
         return attributes
 
-    def _attribute(self, found: re.Match[str], tag_offset: int) -> Attribute:
-        group = 2 if found[2] is not None else 3
-        name_offset, value_offset = tag_offset + found.start(1), tag_offset + found.start(group)
+    def _attribute(self, found: re.Match[str], before: Location, tag_offset: int) -> Attribute:
+        space, name, equals, quoted = found.groups()
+        location = advance(before, space)
         self.num_attributes += 1
         if self.num_attributes > self.max_attributes:
-            message = f"more than {self.max_attributes} attributes"
-            raise self.document.error(name_offset, message)
-        value = decode(self.document, found[group], value_offset)
-        return Attribute(found[1], value, name_offset, value_offset)
+            raise pml_error(self.source, location, f"more than {self.max_attributes} attributes")
+        value = decode(self.source, quoted[1:-1], tag_offset + found.start(4) + 1)
+        return Attribute(name, value, location, advance(location, f'{name}{equals}"'))
 
     def _preserves(self, space: Attribute) -> bool:
         if space.value not in ("preserve", "default"):
             message = f"{quote(space.value)} is no value of `{_SPACE}`"
             hint = "write `preserve` or `default`"
-            raise self.document.error(space.value_offset, message, hint)
+            raise pml_error(self.source, space.value_location, message, hint)
         return space.value == "preserve"

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 from lark import Token
 
-from vllm_promptcache.pml.ast import RESERVED_NAMES
-from vllm_promptcache.pml.diagnostics import shorten
-from vllm_promptcache.pml.document import Document, Limits
+from vllm_promptcache.pml.ast import RESERVED_NAMES, Source
+from vllm_promptcache.pml.diagnostics import error_at, shorten
+from vllm_promptcache.pml.source import Limits
 
 _TAG_NAME = re.compile(r"</?([A-Za-z0-9_.-]+)")
 
@@ -23,7 +23,7 @@ def tag_name(tag: str) -> str:
 class Nesting:
     """What is open at one place of the document; follows the tokens one by one."""
 
-    document: Document
+    source: Source
     limits: Limits
     open_tags: list[Token] = field(default_factory=list)
     num_nodes: int = 0
@@ -52,7 +52,7 @@ class Nesting:
         if self.open_tags:
             name = shorten(tag_name(self.open_tags[-1]))
             where = self.open_tags[-1].start_pos or 0
-            raise self.document.error(where, f"`<{name}>` is never closed", f"add `</{name}>`")
+            raise error_at(self.source, where, f"`<{name}>` is never closed", f"add `</{name}>`")
 
     def _open(self, tag: Token) -> None:
         name = tag_name(tag)
@@ -72,8 +72,8 @@ class Nesting:
                 f"`</{shorten(tag_name(tag))}>` closes `<{name}>`, "
                 f"which was opened at {opened.line}:{opened.column}"
             )
-            raise self.document.error(tag.start_pos or 0, message, f"write `</{name}>` before it")
+            raise error_at(self.source, tag.start_pos or 0, message, f"write `</{name}>` before it")
 
     def _limit(self, token: Token, num: int, limit: int, what: str) -> None:
         if num > limit:
-            raise self.document.error(token.start_pos or 0, f"more than {limit} {what}")
+            raise error_at(self.source, token.start_pos or 0, f"more than {limit} {what}")

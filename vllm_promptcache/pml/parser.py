@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 from vllm_promptcache.pml.ast import Prompt, Schema
-from vllm_promptcache.pml.document import DEFAULT_LIMITS, Document, Limits, size_bytes
 from vllm_promptcache.pml.files import FileReader
 from vllm_promptcache.pml.markup import read_markup
 from vllm_promptcache.pml.prompt import PromptBuilder
 from vllm_promptcache.pml.schema import SchemaBuilder
+from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits, read_source, size_bytes
 from vllm_promptcache.pml.validate import validate_schema
 
 # The atomic group keeps this linear, however many comments an ordinary string begins with.
@@ -43,10 +43,10 @@ def parse_schema(
     Raises:
         PMLError: The document breaks a rule; nothing is repaired.
     """
-    document = Document.read(text, name, limits)
-    num_bytes_left = limits.max_document_bytes - size_bytes(document.source.text)
-    builder = SchemaBuilder(document, FileReader(base_dir, num_bytes_left))
-    schema = builder.schema(read_markup(document, limits))
+    source = read_source(text, name, limits)
+    num_bytes_left = limits.max_document_bytes - size_bytes(source.text)
+    builder = SchemaBuilder(source, FileReader(base_dir, num_bytes_left))
+    schema = builder.schema(read_markup(source, limits, "schema"))
     validate_schema(schema)
     return schema
 
@@ -62,5 +62,5 @@ def parse_prompt(text: str, *, name: str = "<prompt>", limits: Limits = DEFAULT_
     Raises:
         PMLError: The document breaks a rule; nothing is repaired.
     """
-    document = Document.read(text, name, limits)
-    return PromptBuilder(document).prompt(read_markup(document, limits))
+    source = read_source(text, name, limits)
+    return PromptBuilder(source).prompt(read_markup(source, limits, "prompt"))

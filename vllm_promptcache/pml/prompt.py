@@ -11,12 +11,12 @@ from vllm_promptcache.pml.ast import (
     Prompt,
     PromptNode,
     Role,
+    Source,
     Text,
 )
 from vllm_promptcache.pml.attributes import NAME_HINT, AttributeReader, is_name
 from vllm_promptcache.pml.content import ROLES
-from vllm_promptcache.pml.diagnostics import quote, shorten
-from vllm_promptcache.pml.document import Document
+from vllm_promptcache.pml.diagnostics import pml_error, quote, shorten
 from vllm_promptcache.pml.markup import Attribute, Element
 
 
@@ -24,20 +24,17 @@ from vllm_promptcache.pml.markup import Attribute, Element
 class PromptBuilder:
     """Builds the nodes of one document. Its methods raise PMLError where a rule is broken."""
 
-    document: Document
+    source: Source
 
     def prompt(self, root: Element) -> Prompt:
-        if root.name != "prompt":
-            message = f"the root of a prompt is `<prompt>`, not {quote(f'<{root.name}>')}"
-            raise self.document.error(root.offset, message)
-        attributes = AttributeReader(self.document, root)
+        """Builds the whole tree from a `<prompt>`."""
+        attributes = AttributeReader(self.source, root)
         attributes.allow_only(("schema",))
         schema, children = attributes.name("schema"), self._children(root, in_role=False)
         if _is_empty(children):
             hint = "import a module or write some text"
-            raise self.document.error(root.offset, "an empty prompt", hint)
-        location = self.document.location(root.offset)
-        return Prompt(schema, children, self.document.source, location)
+            raise pml_error(self.source, root.location, "an empty prompt", hint)
+        return Prompt(schema, children, self.source, root.location)
 
     def _children(self, element: Element, in_role: bool) -> tuple[PromptNode, ...]:
         return tuple(self._node(child, in_role) for child in element.children)
@@ -50,23 +47,21 @@ class PromptBuilder:
         if node.name in RESERVED_NAMES:
             raise self._schema_element(node)
         arguments = tuple(map(self._argument, node.attributes.values()))
-        location = self.document.location(node.offset)
-        return Import(node.name, arguments, self._children(node, in_role), location)
+        return Import(node.name, arguments, self._children(node, in_role), node.location)
 
     def _role(self, element: Element, in_role: bool) -> Role[PromptNode]:
         if in_role:
             message = f"role `<{element.name}>` inside a role"
-            raise self.document.error(element.offset, message, "close the outer role first")
-        AttributeReader(self.document, element).allow_only(())
-        location = self.document.location(element.offset)
-        return Role(ROLES[element.name], self._children(element, in_role=True), location)
+            raise pml_error(self.source, element.location, message, "close the outer role first")
+        AttributeReader(self.source, element).allow_only(())
+        children = self._children(element, in_role=True)
+        return Role(ROLES[element.name], children, element.location)
 
     def _argument(self, attribute: Attribute) -> Argument:
         if not is_name(attribute.name):
             message = f"{quote(attribute.name)} is not a parameter name"
-            raise self.document.error(attribute.offset, message, NAME_HINT)
-        location = self.document.location(attribute.offset)
-        return Argument(attribute.name, attribute.value, location)
+            raise pml_error(self.source, attribute.location, message, NAME_HINT)
+        return Argument(attribute.name, attribute.value, attribute.location)
 
     def _schema_element(self, element: Element) -> PMLError:
         message = f"`<{element.name}>` may not stand in a prompt"
@@ -74,7 +69,7 @@ class PromptBuilder:
         hint = "it belongs in a schema"
         if element.name == "module" and name is not None:
             hint = f"import it as `<{shorten(name.value)}/>`"
-        return self.document.error(element.offset, message, hint)
+        return pml_error(self.source, element.location, message, hint)
 
 
 def _is_empty(children: Iterable[PromptNode]) -> bool:

@@ -14,13 +14,13 @@ from vllm_promptcache.pml.ast import (
     Scaffold,
     Schema,
     SchemaNode,
+    Source,
     Text,
     Union,
 )
 from vllm_promptcache.pml.attributes import AttributeReader
 from vllm_promptcache.pml.content import ROLES, checked_children
-from vllm_promptcache.pml.diagnostics import quote
-from vllm_promptcache.pml.document import Document
+from vllm_promptcache.pml.diagnostics import pml_error, quote
 from vllm_promptcache.pml.files import FileReader, FileRefusedError
 from vllm_promptcache.pml.markup import Attribute, Element
 from vllm_promptcache.pml.text import plain_text
@@ -34,13 +34,11 @@ _PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
 class SchemaBuilder:
     """Builds the nodes of one document. Its methods raise PMLError where a rule is broken."""
 
-    document: Document
+    source: Source
     files: FileReader
 
     def schema(self, root: Element) -> Schema:
-        if root.name != "schema":
-            message = f"the root of a schema is `<schema>`, not {quote(f'<{root.name}>')}"
-            raise self.document.error(root.offset, message)
+        """Builds the whole tree from a `<schema>`; rules across elements are not checked yet."""
         attributes = self._attributes(root, "name", "encode", "layout", "private")
         return Schema(
             name=attributes.name("name"),
@@ -49,12 +47,12 @@ class SchemaBuilder:
             layout=attributes.choice("layout", _LAYOUT) or "schema",
             private=attributes.boolean("private", default=False),
             scaffolds=tuple(map(self._scaffold, filter(_is_scaffold, root.children))),
-            source=self.document.source,
-            location=self.document.location(root.offset),
+            source=self.source,
+            location=root.location,
         )
 
     def _children(self, element: Element) -> tuple[SchemaNode, ...]:
-        children = checked_children(self.document, element)
+        children = checked_children(self.source, element)
         return tuple(self._node(child) for child in children if not _is_scaffold(child))
 
     def _node(self, node: Element | Text) -> SchemaNode:
@@ -83,28 +81,28 @@ class SchemaBuilder:
             children=tuple(self._file(src, element)) if src else self._children(element),
             encode=attributes.choice("encode", _ENCODE),
             cached=attributes.boolean("cache", default=True),
-            location=self.document.location(element.offset),
+            location=element.location,
         )
 
     def _file(self, src: Attribute, element: Element) -> Iterator[Text]:
         if element.children:
             message = "a module with `src` may have no content of its own"
-            raise self.document.error(src.offset, message, "leave out one of the two")
+            raise pml_error(self.source, src.location, message, "leave out one of the two")
         try:
             text = plain_text(self.files.read(src.value), element.preserve)
         except FileRefusedError as error:
             message = f"file {quote(src.value)} {error}"
-            raise self.document.error(src.value_offset, message) from None
+            raise pml_error(self.source, src.value_location, message) from None
         if text:
-            yield Text(text, self.document.location(src.value_offset))
+            yield Text(text, src.value_location)
 
     def _union(self, element: Element) -> Union:
         attributes = self._attributes(element, "default", "scaffold")
-        children = checked_children(self.document, element)
+        children = checked_children(self.source, element)
         return Union(
             members=tuple(self._module(child) for child in children if isinstance(child, Element)),
             default=attributes.text("default", "scaffold"),
-            location=self.document.location(element.offset),
+            location=element.location,
         )
 
     def _param(self, element: Element) -> Param:
@@ -119,22 +117,21 @@ class SchemaBuilder:
             name=name,
             length=attributes.positive("len", "length"),
             placeholder=attributes.text("placeholder", "scaffold"),
-            location=self.document.location(element.offset),
+            location=element.location,
         )
 
     def _role(self, element: Element) -> Role[SchemaNode]:
         self._attributes(element)
-        location = self.document.location(element.offset)
-        return Role(ROLES[element.name], self._children(element), location)
+        return Role(ROLES[element.name], self._children(element), element.location)
 
     def _scaffold(self, element: Element) -> Scaffold:
         attributes = self._attributes(element, "modules")
-        checked_children(self.document, element)  # There may be none.
+        checked_children(self.source, element)  # There may be none.
         paths = tuple(attributes.require("modules").value.split())
-        return Scaffold(paths, self.document.location(element.offset))
+        return Scaffold(paths, element.location)
 
     def _attributes(self, element: Element, *known: str) -> AttributeReader:
-        attributes = AttributeReader(self.document, element)
+        attributes = AttributeReader(self.source, element)
         attributes.allow_only(known)
         return attributes
 

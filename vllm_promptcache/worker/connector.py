@@ -41,8 +41,9 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self._residency: ModuleResidency | None = None
-        self._worker: ModuleWorker | None = None
+        # One of them, by role; set before any call that needs it.
+        self._residency: ModuleResidency
+        self._worker: ModuleWorker
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
 

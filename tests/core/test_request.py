@@ -1,0 +1,47 @@
+"""Position offsets and what has to move after an encode."""
+
+import pytest
+
+from vllm_promptcache.core.request import EncodeRequest, PositionOffsets
+from vllm_promptcache.plan.sequence import Run, SequencePlan
+
+from .plans import BLOCK_SIZE, module, raw_request, span
+
+
+def positions(offsets, start, num_tokens):
+    """Position ids by the runs that `slices` returns."""
+    ids, index = [], start
+    for num, offset in offsets.slices(start, num_tokens):
+        ids += [i + offset for i in range(index, index + num)]
+        index += num
+    return ids
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 9])
+def test_positions_do_not_depend_on_how_a_prefill_is_cut(chunk):
+    spec = module("a", 10)
+    runs = (Run(3, 2), Run(20, 1), Run(21, 4))
+    offsets = PositionOffsets.of(SequencePlan((span(spec),), runs))
+    expected = [3, 4, 20, 21, 22, 23, 24, 25, 26]  # two generated tokens go on
+    ids = [i for start in range(10, 19, chunk) for i in positions(offsets, start, chunk)]
+    assert ids[: len(expected)] == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "moves"),
+    [
+        (module("whole", 6), False),
+        (module("placeholder last", 6, kept=(Run(0, 4),)), False),
+        (module("placeholder first", 6, kept=(Run(2, 4),)), True),
+        (module("placeholder inside", 6, kept=(Run(0, 2), Run(4, 2))), True),
+        (module("context in full blocks", 6, context=(span(module("c", 8)),)), False),
+        (module("context with a tail", 6, context=(span(module("c", 9)),)), True),
+    ],
+    ids=lambda value: None,
+)
+def test_kept_tokens_move_only_if_something_lies_before_them(spec, moves):
+    num_tokens = spec.sequence.num_cached_tokens + len(spec.token_ids)
+    encode = EncodeRequest(
+        raw_request("e", num_tokens, None), spec.sequence, {}, BLOCK_SIZE, spec=spec, key=spec.key
+    )
+    assert encode.needs_compaction is moves

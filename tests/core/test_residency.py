@@ -1,0 +1,206 @@
+"""Residency on vLLM's own block pool: who is encoded, held, admitted, given up."""
+
+import pytest
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.request import RequestStatus
+
+from vllm_promptcache.core.residency import MAX_ENCODES_PER_MODULE, ModuleResidency
+
+from .plans import BLOCK_SIZE, module, raw_request, request, span
+
+A, B = module("a", 9), module("b", 6)
+
+
+class Engine:
+    """A residency with a queue, and steps that end every encode that is ready."""
+
+    def __init__(self, num_blocks=33):
+        self.pool = BlockPool(num_blocks, enable_caching=True, hash_block_size=BLOCK_SIZE)
+        self.residency = ModuleResidency(self.pool, BLOCK_SIZE)
+        self.queue = []
+        self.num_running = 0
+
+    def add(self, *requests):
+        for new in requests:
+            self.residency.add(new)
+            self.queue.append(new)
+
+    def prepare(self):
+        """Returns the modules whose encodes were started."""
+        new = self.residency.prepare(self.queue, self.num_running)
+        self.queue[:0] = new
+        return [self.residency.get(encode).spec for encode in new]
+
+    def run_encode(self, request, status=RequestStatus.FINISHED_LENGTH_CAPPED):
+        """Admits an encode, computes it in one step and ends it."""
+        encode = self.residency.get(request)
+        shared = self.residency.map(encode)
+        self.pool.touch(shared)
+        blocks = shared + self.pool.get_new_blocks(encode.num_own_blocks)
+        ids = [block.block_id for block in blocks]
+        self.residency.admit(request, ids)
+        num_tokens = request.num_prompt_tokens - encode.sequence.num_cached_tokens
+        request.num_computed_tokens = encode.sequence.num_cached_tokens
+        step = self.residency.end_step({request.request_id: num_tokens}, lambda _: ids)
+        request.status = status
+        self.queue.remove(request)
+        self.residency.finish(request, blocks)
+        self.pool.free_blocks(reversed(blocks))
+        return step
+
+    def run_encodes(self):
+        for waiting in [r for r in self.queue if r.request_id.startswith("prompt-module-")]:
+            self.run_encode(waiting)
+
+
+def test_missing_modules_are_encoded_once_for_all_that_wait():
+    engine = Engine()
+    engine.add(request("1", [span(A), span(B)], [A, B]), request("2", [span(B)], [A, B]))
+    assert engine.prepare() == [A, B]
+    assert engine.prepare() == []
+    assert engine.residency.map(engine.residency.requests["1"]) is None
+    engine.run_encodes()
+    blocks = engine.residency.map(engine.residency.requests["1"])
+    assert len(blocks) == 9 // BLOCK_SIZE + 6 // BLOCK_SIZE
+    assert engine.prepare() == []
+    assert engine.residency.encodes.num_started == 2
+
+
+def test_a_context_is_encoded_before_what_needs_it():
+    engine = Engine()
+    nested = module("nested", 5, context=(span(A, 7),))
+    engine.add(request("1", [span(nested)], [A, nested]))
+    assert engine.prepare() == [A, nested]
+    context, encode = engine.queue[:2]
+    assert engine.residency.map(engine.residency.get(encode)) is None
+    engine.run_encode(context)
+    step = engine.run_encode(encode)
+    # 7 context tokens: a block by reference, 3 copied; the module moves to the front of its block.
+    assert len(step.loads.source) == 3
+    assert len(step.stores.source) == 5
+    assert engine.residency.store.lookup(nested.key).num_tokens == 5
+
+
+def test_tails_are_copied_behind_the_shared_blocks():
+    engine = Engine()
+    engine.add(user := request("1", [span(A), span(B)], [A, B]))
+    engine.prepare()
+    engine.run_encodes()
+    modular = engine.residency.get(user)
+    shared = engine.residency.map(modular)
+    table = [block.block_id for block in shared] + [30, 31]
+    engine.residency.admit(user, table)
+    step = engine.residency.end_step({}, lambda _: table)
+    a, b = (engine.residency.store.lookup(spec.key).block_ids for spec in (A, B))
+    assert step.loads.source.tolist() == [a[2] * 4, b[1] * 4, b[1] * 4 + 1]
+    assert step.loads.target.tolist() == [30 * 4, 30 * 4 + 1, 30 * 4 + 2]
+
+
+def test_waiting_requests_pin_and_admitted_or_finished_ones_do_not():
+    engine = Engine()
+    engine.add(user := request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    engine.prepare()
+    assert len(engine.residency.store.pinned_block_ids) == 3
+    user.status = RequestStatus.FINISHED_ABORTED
+    engine.residency.finish(user, [])
+    assert engine.residency.store.pinned_block_ids == []
+    assert not engine.residency.requests
+
+
+def test_an_encode_that_nobody_waits_for_is_an_orphan():
+    engine = Engine()
+    engine.add(first := request("1", [span(A)], [A]), second := request("2", [span(A)], [A]))
+    engine.prepare()
+    encode = engine.queue[0]
+    engine.residency.finish(first, [])
+    assert engine.residency.encodes.take_orphans() == []
+    engine.residency.finish(second, [])
+    assert engine.residency.encodes.take_orphans() == [encode.request_id]
+
+
+def test_an_aborted_or_preempted_encode_publishes_nothing():
+    engine = Engine()
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encode(engine.queue[0], RequestStatus.FINISHED_ABORTED)
+    assert engine.residency.store.lookup(A.key) is None
+    assert engine.prepare() == [A]
+    encode = engine.queue[0]
+    engine.residency.get(encode).written_blocks = [1, 2, 3]
+    engine.residency.preempted(encode)
+    encode.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    engine.residency.finish(encode, engine.pool.blocks[1:4])
+    assert engine.residency.store.lookup(A.key) is None
+
+
+def test_blocks_other_than_those_that_were_written_are_not_published():
+    engine = Engine()
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    encode = engine.queue[0]
+    engine.residency.get(encode).written_blocks = [1, 2, 3]
+    encode.status = RequestStatus.FINISHED_LENGTH_CAPPED
+    engine.residency.finish(encode, engine.pool.blocks[2:5])
+    assert engine.residency.store.lookup(A.key) is None
+
+
+def test_requests_behind_one_that_waits_for_room_are_held_back():
+    engine = Engine(num_blocks=9)
+    engine.num_running = 1
+    taken = engine.pool.get_new_blocks(4)
+    engine.add(big := request("big", [span(A)], [A]), small := raw_request("small", 2, None))
+    assert engine.prepare() == []
+    assert engine.residency.holds_back(big)
+    assert engine.residency.holds_back(small)
+    engine.pool.free_blocks(taken)
+    assert engine.prepare() == [A]
+    assert not engine.residency.holds_back(small)
+
+
+def test_what_can_never_fit_is_rejected_with_the_numbers():
+    engine = Engine(num_blocks=5)
+    engine.add(request("1", [span(A), span(B)], [A, B]))
+    assert engine.residency.take_rejected() == {
+        "1": "the prompt with its modules needs 7 KV cache blocks of 4 tokens, the cache has 4"
+    }
+
+
+@pytest.mark.parametrize(
+    "plan", [None, 7, b"", b"\xff", b"\x93\x01", "text", [1], {"a": 1}], ids=repr
+)
+def test_a_malformed_plan_is_rejected_and_raises_nothing(plan):
+    engine = Engine()
+    bad = raw_request("1", 5, b"" if plan is None else plan)
+    engine.add(bad)
+    assert "malformed prompt plan" in engine.residency.take_rejected()["1"]
+
+
+def test_a_plan_that_lacks_a_module_of_a_context_is_rejected_with_its_waiter():
+    engine = Engine()
+    nested = module("nested", 5, context=(span(A),))
+    engine.add(request("1", [span(nested)], [nested]))
+    engine.prepare()
+    rejected = engine.residency.take_rejected()
+    assert "1" in rejected
+    assert all("malformed" in reason for reason in rejected.values())
+
+
+def test_a_span_longer_than_its_module_is_rejected():
+    engine = Engine()
+    engine.add(user := request("1", [span(A, 12)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    assert engine.residency.map(engine.residency.get(user)) is None
+    assert "1" in engine.residency.take_rejected()
+
+
+def test_a_request_whose_modules_never_stay_is_given_up():
+    engine = Engine()
+    engine.add(request("1", [span(A)], [A]))
+    for _ in range(MAX_ENCODES_PER_MODULE):
+        assert engine.prepare() == [A]
+        engine.run_encode(engine.queue[0], RequestStatus.FINISHED_ABORTED)
+    assert engine.prepare() == []
+    assert "do not fit" in engine.residency.take_rejected()["1"]

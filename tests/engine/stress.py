@@ -1,0 +1,251 @@
+"""Random operations on a starved engine, each finished output compared with the reference."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from vllm import RequestOutput
+
+from tests.engine.harness import difference, greedy, scheduler_of, without_modules
+from tests.generators import CaseMaker, Schema, random_text
+from tests.reference import Reference
+from tests.reference.compare import Tally
+from vllm_promptcache import LLM
+from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.errors import ClientError
+
+NUM_SCHEMAS = 6
+MAX_WORDS = 250
+MAX_LIVE = 14
+NUM_LOGPROBS = 5
+# More steps than any queue here can need: behind it requests are stuck.
+MAX_STEPS_TO_DRAIN = 20_000
+OPERATIONS = {"step": 50, "add": 34, "abort": 8, "schema": 5, "reset": 2, "reset_running": 1}
+STATES = ("waiting", "encoding", "running")
+KINDS = {"modular": 10, "again": 6, "plain": 4, "twin": 2, "no_reuse": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A request that was added and has not ended.
+
+    Attributes:
+        kind: One of `KINDS`.
+        prompt: What it was made from.
+        explanation: Its plan; None for a plain prompt.
+        internal_id: The engine's own id.
+        num_tokens: Tokens it is to generate.
+    """
+
+    kind: str
+    prompt: Any
+    explanation: dict[str, Any] | None
+    internal_id: str
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class Stress:
+    """Drives an engine from inside its process.
+
+    Attributes:
+        llm: An engine with few blocks.
+        reference: The same model.
+        seed: Of all choices.
+        counts: Operations and events by name.
+        tally: Finished outputs against the reference.
+        log: The last operations, for the report of a failure.
+    """
+
+    llm: LLM
+    reference: Reference
+    seed: int
+    counts: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=40))
+    _live: dict[str, Live] = field(default_factory=dict)
+    _schemas: dict[str, Schema] = field(default_factory=dict)
+    _rng: Random = field(init=False)
+    _maker: CaseMaker = field(init=False)
+    _seen: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=12))
+    _seen_ids: deque[list[int]] = field(default_factory=lambda: deque(maxlen=12))
+
+    def __post_init__(self) -> None:
+        self._rng = Random(self.seed)
+        self._maker = CaseMaker(self.seed, self._explain, ClientError)
+
+    def run(self, num_operations: int) -> None:
+        """Does random operations, then lets all requests finish.
+
+        Raises:
+            AssertionError: The engine's books are wrong, or a request is stuck.
+        """
+        for index in range(NUM_SCHEMAS):
+            self._replace_schema(f"schema-{index}")
+        for _ in range(num_operations):
+            (name,) = self._rng.choices(list(OPERATIONS), weights=list(OPERATIONS.values()))
+            getattr(self, f"_{name}")()
+            self.counts[name] += 1
+            self._check()
+        self._drain()
+
+    def report(self) -> str:
+        """One paragraph of counts."""
+        scheduler = scheduler_of(self.llm)
+        stats = scheduler.module_store.stats
+        numbers = {
+            "operations": sum(self.counts[name] for name in OPERATIONS),
+            "added": sum(self.counts[kind] for kind in KINDS),
+            "finished": self.tally.num_outputs,
+            "aborted": sum(self.counts[f"aborted while {s}"] for s in STATES),
+            "preemptions": self._num_preemptions(),
+            "encodes": scheduler.residency.encodes.num_started,
+            "commits": stats.num_commits,
+            "evictions": stats.num_evictions,
+            "resets": self.counts["reset"] + self.counts["reset_running"],
+            "schemas replaced": self.counts["schema"],
+            "refused prompts": self._maker.num_refused,
+            "violations": len(self.tally.wrong) + self.counts["errors"],
+        }
+        details = {name: self.counts[name] for name in sorted(self.counts) if " while " in name}
+        details |= {kind: self.counts[kind] for kind in KINDS}
+        return f"{_listed(numbers)}\n({_listed(details)})\n{self.tally}"
+
+    def _step(self) -> None:
+        for output in self.llm.llm_engine.step():
+            self._finished(output)
+
+    def _add(self) -> None:
+        if len(self._live) >= MAX_LIVE:
+            return self._step()
+        (kind,) = self._rng.choices(list(KINDS), weights=list(KINDS.values()))
+        if (kind == "again" and not self._known()) or (kind == "twin" and not self._seen_ids):
+            kind = "modular"
+        prompt, explanation = self._make_prompt(kind)
+        num_tokens = self._rng.choice((1, 2, 8, 24, 60, 120))
+        (internal_id,) = self.llm.enqueue(
+            prompt, greedy(NUM_LOGPROBS, max_tokens=num_tokens), use_tqdm=False
+        )
+        external_id = internal_id.rsplit("-", 1)[0]
+        self._live[external_id] = Live(kind, prompt, explanation, internal_id, num_tokens)
+        self.counts[kind] += 1
+        self.log.append(f"add {kind} {external_id}")
+
+    def _make_prompt(self, kind: str) -> tuple[Any, dict[str, Any] | None]:
+        """A prompt for `enqueue`, and its plan if it reads modules or has positions of its own."""
+        rng = self._rng
+        if kind == "plain":
+            # Half of them share a beginning, to be found in vLLM's own prefix cache.
+            begin = random_text(Random(0), 70) if rng.random() < 0.5 else ""
+            return f"{begin} {random_text(rng, rng.randint(1, 60))}", None
+        if kind == "twin":
+            # The tokens of a prompt with modules, without modules: must not find their KV.
+            return {"prompt_token_ids": rng.choice(self._seen_ids)}, None
+        if kind == "again":
+            pml = rng.choice(self._known())
+            return pml, self._explain(pml)
+        case = self._maker.prompt(rng.choice(list(self._schemas.values())))
+        if kind == "no_reuse":
+            plan = self.llm.front_end.plan(case.pml, reuse=False)
+            return planned_prompt(case.pml, plan), without_modules(case.explanation)
+        self._seen.append((case.explanation["schema"], case.pml))
+        return case.pml, case.explanation
+
+    def _known(self) -> list[str]:
+        """Prompts that were used before and whose schema is still the same."""
+        return [pml for schema, pml in self._seen if schema in self._schemas]
+
+    def _explain(self, pml: str) -> dict[str, Any]:
+        # Planned, not only explained: that also checks whether the blocks suffice.
+        self.llm.front_end.plan(pml)
+        explanation: dict[str, Any] = self.llm.explain(pml).to_dict()
+        return explanation
+
+    def _abort(self) -> None:
+        if not self._live:
+            return
+        wanted = self._rng.choice(STATES)
+        ids = list(self._live)
+        in_state = [i for i in ids if self._state(self._live[i].internal_id) == wanted]
+        external_id = self._rng.choice(in_state or ids)
+        live = self._live.pop(external_id)
+        state = self._state(live.internal_id)
+        self.counts[f"aborted while {state}"] += 1
+        self.log.append(f"abort {external_id} while {state}")
+        self.llm.llm_engine.abort_request([live.internal_id], internal=True)
+
+    def _state(self, internal_id: str) -> str:
+        scheduler = scheduler_of(self.llm)
+        request = scheduler.requests[internal_id]
+        if request in scheduler.running:
+            return "running"
+        encodes = scheduler.residency.requests.values()
+        waited_for = any(internal_id in getattr(e, "waiters", ()) for e in encodes)
+        return "encoding" if waited_for else "waiting"
+
+    def _schema(self) -> None:
+        name = f"schema-{self._rng.randrange(NUM_SCHEMAS)}"
+        if name in self._schemas and len(self._schemas) > 1 and self._rng.random() < 0.5:
+            self.llm.remove_schema(name)
+            del self._schemas[name]
+            self.log.append(f"remove {name}")
+        else:
+            self._replace_schema(name)
+        self._seen = deque((pair for pair in self._seen if pair[0] != name), maxlen=12)
+
+    def _replace_schema(self, name: str) -> None:
+        self._schemas[name] = self._maker.schema(name, self.llm.add_schema, max_words=MAX_WORDS)
+        self.log.append(f"add {name}")
+
+    def _reset(self, running: bool = False) -> None:
+        done = self.llm.llm_engine.reset_prefix_cache(reset_running_requests=running)
+        self.log.append(f"reset {'with' if running else 'without'} running requests: {done}")
+        self.counts["resets that succeeded"] += done
+
+    def _reset_running(self) -> None:
+        self._reset(running=True)
+
+    def _finished(self, output: RequestOutput) -> None:
+        live = self._live.pop(output.request_id)
+        self.log.append(f"finished {live.kind} {output.request_id}")
+        completion = output.outputs[0]
+        if completion.finish_reason != "length" or len(completion.token_ids) != live.num_tokens:
+            self.counts["errors"] += 1
+            why = f"{completion.finish_reason}: {completion.stop_reason}"
+            raise AssertionError(f"{why} after {len(completion.token_ids)} tokens: {live}")
+        self.tally.add(f"{live.kind} {live.prompt}", self._difference(live, output))
+        if live.explanation is not None and live.explanation["modules"]:
+            self._seen_ids.append(list(output.prompt_token_ids))
+
+    def _difference(self, live: Live, output: RequestOutput) -> Any:
+        return difference(self.reference, output, live.explanation)
+
+    def _check(self) -> None:
+        scheduler_of(self.llm).check_integrity()
+        assert not self.tally.wrong, self.tally.wrong[-1]
+
+    def _num_preemptions(self) -> int:
+        metrics = self.llm.get_metrics()
+        return sum(m.value for m in metrics if m.name == "vllm:num_preemptions")
+
+    def _drain(self) -> None:
+        for _ in range(MAX_STEPS_TO_DRAIN):
+            if not self._live:
+                break
+            self._step()
+            self._check()
+        scheduler = scheduler_of(self.llm)
+        assert not self._live, f"stuck: {list(self._live.values())}"
+        # One more step lets encodes go that nobody waits for any more.
+        self._step()
+        self._check()
+        assert not scheduler.requests, "requests are left over"
+        assert not scheduler.residency.requests, "requests with modules are left over"
+        assert not scheduler.module_store.pinned_block_ids, "pins are left over"
+
+
+def _listed(numbers: dict[str, int]) -> str:
+    return ", ".join(f"{value:.0f} {name}" for name, value in numbers.items())

@@ -1,0 +1,146 @@
+"""PML prompts through real engines, token by token against the reference.
+
+Without pytest, with other numbers:
+
+    python -m tests.engine.test_agreement --prompts 600 --block-sizes 32 96 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from tests.environment import prepare_environment
+
+prepare_environment()
+
+from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
+    Agreement,
+    counted_tokens,
+    difference,
+    greedy,
+    running_engine,
+    without_modules,
+)
+from tests.generators import FIXED_SCHEMAS, CaseMaker  # noqa: E402
+from tests.reference import Reference  # noqa: E402
+from tests.reference.compare import Tally  # noqa: E402
+from vllm_promptcache import LLM  # noqa: E402
+from vllm_promptcache.errors import ClientError  # noqa: E402
+
+# vLLM's CPU attention takes multiples of 32 only.
+BLOCK_SIZES = (32, 64, 128)
+NUM_PROMPTS = 204
+NUM_RANDOM_SCHEMAS = 6
+NUM_LOGPROBS = 50
+KV_CACHE_BYTES = 640 << 20
+
+
+def start(model: Path, block_size: int, dtype: str = "float32"):
+    return running_engine(
+        model, dtype=dtype, block_size=block_size, kv_cache_memory_bytes=KV_CACHE_BYTES
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2: Path) -> Reference:
+    return Reference(smollm2)
+
+
+@pytest.fixture(scope="module", params=BLOCK_SIZES, ids=lambda size: f"block_size={size}")
+def llm(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[LLM]:
+    with start(smollm2, request.param) as llm:
+        yield llm
+
+
+@pytest.fixture
+def agreement(llm: LLM, reference: Reference) -> Agreement:
+    return Agreement(llm, reference, NUM_LOGPROBS)
+
+
+def test_prompts_agree(agreement: Agreement, capsys: pytest.CaptureFixture[str]) -> None:
+    """Log-probabilities, greedy tokens and counts, cold and warm, beside plain prompts."""
+    block_size = agreement.block_size
+    num_prompts = NUM_PROMPTS // len(BLOCK_SIZES)
+    modular, plain = agreement.run(
+        num_prompts, seed=block_size, num_random_schemas=NUM_RANDOM_SCHEMAS
+    )
+    with capsys.disabled():
+        print(f"\nblock size {block_size}: {modular}; plain prompts beside them: {plain}")
+    assert modular.num_outputs == num_prompts
+    assert not modular.wrong
+    assert not plain.wrong
+
+
+def test_warm_prompts_compute_only_new_tokens(agreement: Agreement) -> None:
+    """Invariant 4, counted where the engine schedules tokens, not where it reports them."""
+    llm = agreement.llm
+    maker = CaseMaker(1, agreement.explain, ClientError)
+    for schema in FIXED_SCHEMAS:
+        llm.add_schema(schema.pml)
+        cases = [maker.prompt(schema) for _ in range(4)]
+        prompts, once = [case.pml for case in cases], greedy(0, max_tokens=1)
+        cold = llm.generate(prompts, once, use_tqdm=False)
+        with counted_tokens(llm) as counts:
+            warm = llm.generate(prompts, once, use_tqdm=False)
+        assert sum(counts) == sum(case.explanation["num_new_tokens"] for case in cases)
+        assert [o.outputs[0].token_ids for o in cold] == [o.outputs[0].token_ids for o in warm]
+
+
+def test_without_reuse_is_one_plain_prefill(agreement: Agreement) -> None:
+    llm, tally = agreement.llm, Tally()
+    maker = CaseMaker(2, agreement.explain, ClientError)
+    for schema in FIXED_SCHEMAS:
+        llm.add_schema(schema.pml)
+        case = maker.prompt(schema)
+        (output,) = llm.generate(case.pml, greedy(NUM_LOGPROBS), reuse=False, use_tqdm=False)
+        assert output.num_cached_tokens == 0
+        explanation = without_modules(case.explanation)
+        tally.add(case.pml, difference(agreement.reference, output, explanation))
+    assert not tally.wrong
+
+
+def test_bfloat16_agrees_by_and_large(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounding differs between kernels, so tokens may; most must not."""
+    reference = Reference(smollm2, torch.bfloat16)
+    with start(smollm2, 32, "bfloat16") as llm:
+        modular, plain = Agreement(llm, reference, NUM_LOGPROBS).run(
+            24, seed=0, num_random_schemas=2
+        )
+    with capsys.disabled():
+        print(f"\nbfloat16: {modular.of_tokens()}; plain prompts: {plain.of_tokens()}")
+    assert modular.share_of_equal_tokens > 0.9
+    assert modular.share_of_equal_tokens > plain.share_of_equal_tokens - 0.05
+
+
+def main() -> None:
+    """Runs the comparison with the numbers of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=int, default=NUM_PROMPTS, help="over all block sizes")
+    parser.add_argument("--block-sizes", type=int, nargs="+", default=BLOCK_SIZES)
+    parser.add_argument("--schemas", type=int, default=NUM_RANDOM_SCHEMAS, help="random ones")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    from vllm_promptcache.models import embedded_model
+
+    model, rng = Path(embedded_model()), Random(args.seed)
+    reference = Reference(model)
+    for block_size in args.block_sizes:
+        with start(model, block_size) as llm:
+            modular, plain = Agreement(llm, reference, NUM_LOGPROBS).run(
+                args.prompts // len(args.block_sizes),
+                seed=rng.randrange(2**32),
+                num_random_schemas=args.schemas,
+            )
+        print(f"block size {block_size}: {modular}; plain prompts: {plain}")
+        for prompt, wrong in modular.wrong:
+            print(f"  wrong: {wrong}: {prompt}")
+
+
+if __name__ == "__main__":
+    main()

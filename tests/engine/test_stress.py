@@ -1,0 +1,85 @@
+"""Thousands of random operations on an engine with too few blocks.
+
+Without pytest, with other numbers:
+
+    python -m tests.engine.test_stress --operations 10000 --seed 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.environment import prepare_environment
+
+prepare_environment()
+
+from tests.engine.harness import running_engine  # noqa: E402
+from tests.engine.stress import Stress  # noqa: E402
+from tests.families import LLAMA  # noqa: E402
+from tests.reference import Reference  # noqa: E402
+
+NUM_OPERATIONS = 2_000
+NUM_OPERATIONS_SLOW = 10_000
+NUM_BLOCKS = 48
+ENGINE_ARGS = {
+    "block_size": 32,
+    "num_gpu_blocks_override": NUM_BLOCKS,
+    "kv_cache_memory_bytes": 16 << 20,
+    "max_model_len": 1024,
+    "max_num_seqs": 8,
+    # Few enough for an encode to take several steps.
+    "max_num_batched_tokens": 64,
+    "prompt_modules": {"verify": True},
+}
+
+
+def stress(folder: Path, num_operations: int, seed: int) -> str:
+    """Runs the operations and returns the counts.
+
+    Raises:
+        AssertionError: Something is wrong; it names the seed and the last operations.
+    """
+    model = LLAMA.save(folder)
+    with running_engine(model, **ENGINE_ARGS) as llm:
+        run = Stress(llm, Reference(model), seed)
+        try:
+            run.run(num_operations)
+        except Exception as error:
+            log = "\n".join(run.log)
+            raise AssertionError(f"seed {seed}: {error!r}\n{run.report()}\n{log}") from error
+        return run.report()
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_random_operations(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = stress(tmp_path, NUM_OPERATIONS, seed)
+    with capsys.disabled():
+        print(f"\n{report}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_many_random_operations(
+    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = stress(tmp_path, NUM_OPERATIONS_SLOW, seed)
+    with capsys.disabled():
+        print(f"\n{report}")
+
+
+def main() -> None:
+    """Runs the operations with the numbers of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--operations", type=int, default=NUM_OPERATIONS_SLOW)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print(stress(Path(folder), args.operations, args.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The adapter works with Hugging Face's own tokenizers."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tests.layout.templates import CHATML, LLAMA3
+from vllm_promptcache.layout import LayoutTokenizer
+
+VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "trip": 4, "Ġ": 5}
+
+
+def hf_tokenizer(template: str, *, adds_bos: bool, unk: str | None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel(VOCAB, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token=unk,
+        chat_template=template,
+    )
+
+
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_texts_are_encoded_each_on_its_own(adds_bos: bool) -> None:
+    tokenizer = LayoutTokenizer(hf_tokenizer(CHATML, adds_bos=adds_bos, unk="<unk>"))
+    assert tokenizer.encode([]) == []
+    assert tokenizer.encode(["a", "", "trip"]) == [[3], [], [4]]
+    assert tokenizer.bos_id == (1 if adds_bos else None)
+    assert tokenizer.placeholder_id == 0
+
+
+def test_space_stands_in_for_the_unknown_token() -> None:
+    tokenizer = LayoutTokenizer(hf_tokenizer(CHATML, adds_bos=False, unk=None))
+    assert tokenizer.placeholder_id == tokenizer.encode([" "])[0][0]
+
+
+def test_roles_of_a_chat_template() -> None:
+    tokenizer = LayoutTokenizer(hf_tokenizer(LLAMA3, adds_bos=True, unk="<unk>"))
+    assert tokenizer.roles.starts_with_bos
+    assert tokenizer.roles.generation_prompt == "<|start|>assistant<|end|>\n\n"
+    assert tokenizer.chat_bos_id == 1

@@ -1,0 +1,69 @@
+"""Short ways to plan a prompt and to look at the outcome."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.layout.templates import CHATML
+from tests.layout.word_tokenizer import WordTokenizer
+from vllm_promptcache.errors import PMLError
+from vllm_promptcache.plan import Planner, PromptPlan
+from vllm_promptcache.pml import parse_schema
+
+
+class Prompts:
+    """Plans prompts for one schema, named `s`.
+
+    Args:
+        children: The schema's children.
+        attributes: The schema's further attributes.
+        tokenizer: One token a word, unless another one is given.
+        block_size: Tokens in a KV cache block.
+        max_model_len: Positions the model has.
+    """
+
+    def __init__(
+        self,
+        children: str,
+        attributes: str = "",
+        *,
+        tokenizer: WordTokenizer | None = None,
+        block_size: int = 4,
+        max_model_len: int = 1000,
+    ) -> None:
+        self.words = tokenizer or WordTokenizer(CHATML)
+        self.planner = Planner(self.words, max_model_len=max_model_len, block_size=block_size)
+        schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
+        self.layout = self.planner.add_schema(schema)
+
+    def plan(self, children: str, *, reuse: bool = True) -> PromptPlan:
+        """Plans a prompt with these children."""
+        return self.planner.plan(f'<prompt schema="s">{children}</prompt>', reuse=reuse)
+
+    def refused(self, children: str) -> PMLError:
+        """Returns the error that planning raises."""
+        with pytest.raises(PMLError) as caught:
+            self.plan(children)
+        return caught.value
+
+    def new(self, children: str) -> dict[int, str]:
+        """New words of a prompt by position."""
+        return {
+            tokens.start + number: self.words.words[token_id]
+            for tokens in self.plan(children).new
+            for number, token_id in enumerate(tokens.token_ids)
+        }
+
+    def new_text(self, children: str) -> str:
+        """New words of a prompt in the order of their positions."""
+        return " ".join(self.new(children).values())
+
+    def paths(self, children: str) -> list[str]:
+        """Cached modules of a prompt in the order of the block table."""
+        return [planned.layout.path for planned in self.plan(children).modules]
+
+
+def column(error: PMLError, what: str) -> None:
+    """Checks that an error's caret stands at `what`."""
+    assert error.source_line[error.caret :].startswith(what)
+    assert error.column == error.caret + 1

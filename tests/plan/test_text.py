@@ -1,0 +1,146 @@
+"""Where new text goes (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plan.planning import Prompts, column
+
+# Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
+SCHEMA = """r <module name="a">a a</module><module name="gap">g g g</module>
+    <module name="b">b</module> s <module name="c">c c</module>
+    <module name="d">d <module name="e">e</module> d</module>
+    <union><module name="u">u u</module><module name="long">v v v v v</module></union>
+    <module name="z">z</module>"""
+
+
+@pytest.fixture(scope="module")
+def prompts() -> Prompts:
+    return Prompts(SCHEMA)
+
+
+def test_text_behind_the_last_import_follows_everything(prompts: Prompts) -> None:
+    assert prompts.new("<a/> one two") == {8: "one", 9: "two"}
+    assert prompts.new("<z/><a/> one") == {19: "one"}
+    assert prompts.new("<d><e/> one</d>") == {13: "one"}
+    assert prompts.new("<d><e/> one</d> two") == {13: "one", 14: "two"}
+
+
+def test_text_without_imports_follows_the_schemas_text(prompts: Prompts) -> None:
+    assert prompts.new("one two") == {8: "one", 9: "two"}
+
+
+def test_text_behind_an_import_starts_where_it_ends(prompts: Prompts) -> None:
+    assert prompts.new("<a/> one <b/> two") == {3: "one", 8: "two"}
+    assert list(prompts.new("<a/> one two three <b/> four")) == [3, 4, 5, 8]
+
+
+def test_text_skips_the_schemas_own_text(prompts: Prompts) -> None:
+    assert prompts.new("<b/> one <d/> two") == {8: "one", 13: "two"}
+
+
+def test_text_behind_an_outer_module_starts_behind_all_of_it(prompts: Prompts) -> None:
+    assert prompts.new("<d/> one <z/> two") == {13: "one", 19: "two"}
+
+
+def test_text_behind_a_unions_member_starts_at_its_own_end(prompts: Prompts) -> None:
+    assert prompts.new("<u/> one <z/> two") == {15: "one", 19: "two"}
+
+
+def test_text_within_an_import_skips_its_own_text() -> None:
+    prompts = Prompts(
+        '<module name="m">1 <module name="n">2</module> 3</module><module name="g">g g</module>'
+        '<module name="o">4</module>'
+    )
+    assert prompts.new("<m><n/> in</m><o/> end") == {3: "in", 6: "end"}
+    # It reaches beyond the module, so what is behind the module starts later.
+    assert prompts.new("<m><n/> in</m> out <o/> end") == {3: "in", 4: "out", 6: "end"}
+    # The same without spelling out the parent.
+    assert prompts.new("<n/> in <o/> end") == {3: "in", 6: "end"}
+
+
+def test_leading_text_uses_the_space_before_the_first_import(prompts: Prompts) -> None:
+    assert prompts.new("one two <b/> end") == {1: "one", 2: "two", 8: "end"}
+
+
+def test_leading_text_within_an_import() -> None:
+    prompts = Prompts(
+        """<module name="m">1 <module name="g">g g</module><module name="n">2</module></module>
+        <module name="h">h</module><module name="o">3</module>"""
+    )
+    assert prompts.new("<m>in <n/></m> end") == {1: "in", 4: "end"}
+    # No import in the same element: behind the module's own text.
+    assert prompts.new("<m>in</m><o/> end") == {1: "in", 6: "end"}
+    assert prompts.new("<m>in</m> out <o/> end") == {1: "in", 4: "out", 6: "end"}
+
+
+def test_text_within_a_module_does_not_start_before_it() -> None:
+    prompts = Prompts(
+        '<module name="g">g g</module><module name="m"><module name="n">1 1</module></module>'
+        '<module name="o">2</module>'
+    )
+    assert prompts.new("<m>in</m><o/> end") == {2: "in", 5: "end"}
+
+
+def test_text_in_a_prompt_that_goes_backwards(prompts: Prompts) -> None:
+    assert prompts.new("<c/> one <a/> two") == {10: "one", 11: "two"}
+    assert prompts.new("<z/> one <a/>") == {19: "one"}
+
+
+def test_texts_follow_each_other_in_one_place(prompts: Prompts) -> None:
+    twice = Prompts(
+        '<module name="a">1</module><module name="g">g g g g</module><module name="b">2</module>'
+    )
+    assert twice.new("<a/> x <!-- - --> y <b/> end") == {1: "x", 2: "y", 6: "end"}
+    assert twice.new("<a>in</a> out <b/> end") == {1: "in", 2: "out", 6: "end"}
+
+
+def test_text_between_imports_is_not_dropped(prompts: Prompts) -> None:
+    """A silent fault of the paper's prototype."""
+    assert prompts.new_text("<a/> one <b/> two <z/> three") == "one two three"
+
+
+def test_text_that_does_not_fit(prompts: Prompts) -> None:
+    error = prompts.refused("<a/> one two three four <b/>")
+    assert error.message == ("the text here has 4 tokens but only 3 positions are free before `b`")
+    assert error.hint is not None
+    assert "relocation" in error.hint
+    column(error, "one two")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "num_free", "before"),
+    [
+        ("<a/> no <gap/>", 0, "`gap`"),
+        ("no <a/>", 0, "`a`"),
+        ("<gap/> no <b/>", 0, "`b`"),
+        ("<u/> one two three four <z/>", 3, "`z`"),
+    ],
+)
+def test_no_room(prompts: Prompts, prompt: str, num_free: int, before: str) -> None:
+    expected = f"but only {num_free} positions are free before {before}"
+    assert expected in prompts.refused(prompt).message
+
+
+def test_no_room_before_the_schemas_text() -> None:
+    prompts = Prompts(
+        '<module name="a"><module name="g">1</module></module> end <module name="b"/>'
+    )
+    assert "before the schema's own text" in prompts.refused("<a>one two</a><b/>").message
+
+
+def test_reserved_positions_of_parameters_are_not_free() -> None:
+    prompts = Prompts(
+        '<module name="a">1</module><module name="b"><param name="p" len="4"/></module>'
+        '<module name="c">2</module>'
+    )
+    assert "before `b`" in prompts.refused("<a/> no <b p='x'/>").message
+    assert prompts.new("<a/><b p='x'/> one") == {1: "x", 5: "one"}
+
+
+def test_all_texts_are_tokenised_in_one_call() -> None:
+    prompts = Prompts('<module name="m"><param name="p" len="2"/></module>')
+    prompts.planner.tokenizer.roles  # noqa: B018 (derives them)
+    prompts.words.calls.clear()
+    prompts.plan("<m p='x y'/> one <user>two</user>")
+    assert len(prompts.words.calls) == 1

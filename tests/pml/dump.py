@@ -1,0 +1,34 @@
+"""Prints a tree in the form of the golden files: a node a line, indented, with its place."""
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from vllm_promptcache.pml import Location, Source
+
+
+def dump(node: Any, depth: int = 0) -> str:
+    values = [(field.name, getattr(node, field.name)) for field in fields(node)]
+    scalars = [f"{name}={value!r}" for name, value in values if not _is_structure(value)]
+    place = f"{node.location.line}:{node.location.column}"
+    head = " ".join([f"{'  ' * depth}{type(node).__name__} {place}", *scalars])
+    nested = [dump(child, depth + 1) for _, value in values for child in _nodes(value)]
+    return "\n".join([head, *nested])
+
+
+def _nodes(value: Any) -> list[Any]:
+    return [child for child in value if is_dataclass(child)] if isinstance(value, tuple) else []
+
+
+def _is_structure(value: Any) -> bool:
+    return isinstance(value, Location | Source) or value == () or bool(_nodes(value))
+
+
+def without_places(value: Any) -> Any:
+    """A tree as nested tuples, to compare two that were read from different documents."""
+    if isinstance(value, tuple):
+        return tuple(map(without_places, value))
+    if not is_dataclass(value):
+        return value
+    values = (getattr(value, field.name) for field in fields(value))
+    kept = (value for value in values if not isinstance(value, Location | Source))
+    return (type(value).__name__, *map(without_places, kept))

@@ -1,0 +1,61 @@
+"""Prints trees as PML, for the round trip."""
+
+from collections.abc import Iterable
+
+from vllm_promptcache.pml import (
+    Import,
+    Module,
+    Param,
+    Prompt,
+    PromptNode,
+    Role,
+    Schema,
+    SchemaNode,
+    Text,
+    Union,
+)
+
+
+def print_schema(schema: Schema) -> str:
+    attributes = {
+        "name": schema.name,
+        "encode": schema.encode,
+        "layout": schema.layout,
+        "private": str(schema.private).lower(),
+    }
+    scaffolds = [_element("scaffold", {"modules": " ".join(s.paths)}) for s in schema.scaffolds]
+    return _element("schema", attributes, [*map(_node, schema.children), *scaffolds])
+
+
+def print_prompt(prompt: Prompt) -> str:
+    return _element("prompt", {"schema": prompt.schema}, map(_node, prompt.children))
+
+
+def _node(node: SchemaNode | PromptNode) -> str:
+    match node:
+        case Text():
+            return _escape(node.text)
+        case Param():
+            length, placeholder = str(node.length), node.placeholder
+            return _element("param", {"name": node.name, "len": length, "placeholder": placeholder})
+        case Module():
+            cache = str(node.cached).lower()
+            attributes = {"name": node.name, "encode": node.encode, "cache": cache}
+            return _element("module", attributes, map(_node, node.children))
+        case Union():
+            return _element("union", {"default": node.default}, map(_node, node.members))
+        case Role():
+            return _element(node.role, {}, map(_node, node.children))
+        case Import():
+            arguments = {argument.name: argument.value for argument in node.arguments}
+            return _element(node.name, dict(arguments), map(_node, node.children))
+
+
+def _element(name: str, attributes: dict[str, str | None], content: Iterable[str] = ()) -> str:
+    given = {key: value for key, value in attributes.items() if value is not None}
+    tag = "".join(f' {key}="{_escape(value)}"' for key, value in given.items())
+    return f"<{name}{tag}>{''.join(content)}</{name}>"
+
+
+def _escape(text: str) -> str:
+    return "".join(char if char.isalnum() else f"&#{ord(char)};" for char in text)

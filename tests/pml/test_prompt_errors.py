@@ -1,0 +1,58 @@
+"""Prompts that break a rule without their schema being known."""
+
+import pytest
+
+from tests.pml.marked import assert_refused
+from vllm_promptcache.pml import parse_prompt
+
+NAME = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
+EMPTY = ("an empty prompt", "import a module or write some text")
+ROLE = ("role `<user>` inside a role", "close the outer role first")
+
+PROMPTS = {
+    "root-is-schema": ('▲<schema name="s"/>', "the root is `<schema>`, not `<prompt>`", ""),
+    "no-schema": (
+        "▲<prompt>hello</prompt>",
+        "`<prompt>` has no `schema`",
+        'write `<prompt schema="...">`',
+    ),
+    "bad-schema": ('<prompt schema="▲a b">hello</prompt>', "`a b` is not a name", NAME),
+    "unknown-attribute": (
+        '<prompt ▲shema="s">hello</prompt>',
+        "`<prompt>` has no attribute `shema`",
+        "did you mean `schema`?",
+    ),
+    "empty": ('▲<prompt schema="s"/>', *EMPTY),
+    "blank": ('▲<prompt schema="s"> <!-- nothing --> </prompt>', *EMPTY),
+    "empty-role": ('▲<prompt schema="s"><user> </user></prompt>', *EMPTY),
+    "role-in-role": ('<prompt schema="s"><system>a ▲<user>b</user></system></prompt>', *ROLE),
+    "role-in-import-in-role": (
+        '<prompt schema="s"><user><a>▲<user>b</user></a></user></prompt>',
+        *ROLE,
+    ),
+    "role-attribute": (
+        '<prompt schema="s"><user ▲name="me">b</user></prompt>',
+        "`<user>` has no attribute `name`",
+        "it takes no attributes",
+    ),
+    "module": (
+        '<prompt schema="s">▲<module name="miami"/></prompt>',
+        "`<module>` may not stand in a prompt",
+        "import it as `<miami/>`",
+    ),
+    "union": (
+        '<prompt schema="s">▲<union/></prompt>',
+        "`<union>` may not stand in a prompt",
+        "it belongs in a schema",
+    ),
+    "argument-name": (
+        '<prompt schema="s"><a ▲xml:lang="en"/></prompt>',
+        "`xml:lang` is not a parameter name",
+        NAME,
+    ),
+}
+
+
+@pytest.mark.parametrize(("marked", "message", "hint"), PROMPTS.values(), ids=PROMPTS)
+def test_bad_prompt(marked: str, message: str, hint: str) -> None:
+    assert_refused(parse_prompt, marked, message, hint)

@@ -1,0 +1,105 @@
+"""Strategies for valid trees. All nodes claim the same place."""
+
+from collections.abc import Iterator
+from itertools import count, groupby
+
+from hypothesis import strategies as st
+
+from vllm_promptcache.pml import (
+    Argument,
+    Import,
+    Location,
+    Module,
+    Param,
+    Prompt,
+    PromptNode,
+    Role,
+    Scaffold,
+    Schema,
+    SchemaNode,
+    Source,
+    Text,
+    Union,
+)
+
+PLACE = Location(1, 1)
+SOURCE = Source("<test>", "")
+
+NAMES = st.from_regex(r"n[A-Za-z0-9_.-]{0,5}", fullmatch=True)
+CHARACTERS = st.sampled_from("ab <>&\"']\t\n\r") | st.characters(
+    exclude_categories=["Cs", "Cc"], exclude_characters="\ufffe\uffff"
+)
+VALUES = st.text(CHARACTERS, max_size=8)
+TEXTS = st.builds(Text, st.text(CHARACTERS, min_size=1, max_size=8), st.just(PLACE))
+ROLES = st.sampled_from(["system", "user", "assistant"])
+POLICIES = st.sampled_from([None, "isolated", "anchored"])
+
+
+@st.composite
+def schemas(draw: st.DrawFn) -> Schema:
+    names = (f"n{number}" for number in count())
+    children = _schema_nodes(draw, names, 3, in_module=False, in_role=False)
+    modules = [child.name for child in children if isinstance(child, Module)]
+    scaffolds = (Scaffold(tuple(modules), PLACE),) if len(modules) > 1 else ()
+    layout = draw(st.sampled_from(["schema", "compact"]))
+    private = draw(st.booleans())
+    return Schema(draw(NAMES), children, draw(POLICIES), layout, private, scaffolds, SOURCE, PLACE)
+
+
+@st.composite
+def prompts(draw: st.DrawFn) -> Prompt:
+    children = (draw(TEXTS), *_prompt_nodes(draw, 3, in_role=False, kinds=("import", "role")))
+    return Prompt(draw(NAMES), children, SOURCE, PLACE)
+
+
+def _kinds(draw: st.DrawFn, kinds: tuple[str, ...]) -> list[str]:
+    """Kinds of siblings; no two of a kind in a row, since adjacent texts would be one."""
+    return [kind for kind, _ in groupby(draw(st.lists(st.sampled_from(kinds), max_size=4)))]
+
+
+def _schema_nodes(
+    draw: st.DrawFn, names: Iterator[str], depth: int, in_module: bool, in_role: bool
+) -> tuple[SchemaNode, ...]:
+    def module() -> Module:
+        children = _schema_nodes(draw, names, depth - 1, in_module=True, in_role=in_role)
+        return Module(next(names), children, draw(POLICIES), draw(st.booleans()), PLACE)
+
+    def node(kind: str) -> SchemaNode:
+        match kind:
+            case "text":
+                return draw(TEXTS)
+            case "param":
+                placeholder = draw(st.none() | VALUES)
+                return Param(next(names), draw(st.integers(1, 1_000_000)), placeholder, PLACE)
+            case "module":
+                return module()
+            case "union":
+                members = tuple(module() for _ in range(draw(st.integers(1, 2))))
+                return Union(members, draw(st.sampled_from([None, members[-1].name])), PLACE)
+            case _:
+                children = _schema_nodes(draw, names, depth - 1, in_module, in_role=True)
+                return Role(draw(ROLES), children, PLACE)
+
+    nested = ("module", "union", *(() if in_role else ("role",)))
+    kinds = ("text", *(("param",) if in_module else ()), *(nested if depth else ()))
+    return tuple(map(node, _kinds(draw, kinds)))
+
+
+def _prompt_nodes(
+    draw: st.DrawFn, depth: int, in_role: bool, kinds: tuple[str, ...]
+) -> tuple[PromptNode, ...]:
+    def node(kind: str) -> PromptNode:
+        inner_role = in_role or kind == "role"
+        allowed = ("text", *(("import",) if depth else ()), *(() if inner_role else ("role",)))
+        match kind:
+            case "text":
+                return draw(TEXTS)
+            case "import":
+                given = draw(st.dictionaries(NAMES, VALUES, max_size=2))
+                arguments = tuple(Argument(name, value, PLACE) for name, value in given.items())
+                children = _prompt_nodes(draw, depth - 1, inner_role, allowed)
+                return Import(draw(NAMES), arguments, children, PLACE)
+            case _:
+                return Role(draw(ROLES), _prompt_nodes(draw, depth - 1, True, allowed), PLACE)
+
+    return tuple(map(node, _kinds(draw, kinds)))

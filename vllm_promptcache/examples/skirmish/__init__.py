@@ -1,0 +1,1 @@
+"""A small turn-based game: source code that the prompts of the schema `code` import."""
