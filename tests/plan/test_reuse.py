@@ -35,8 +35,8 @@ def test_full_blocks_then_tails_then_new_tokens(prompts: Prompts) -> None:
 
 
 def test_the_order_follows_the_block_size() -> None:
-    plan = Prompts(SCHEMA, block_size=2).plan("<a/> end")
-    assert words(Prompts(SCHEMA), plan) == "r1 r2 r3 r4 a1 a2 a3 a4 a5 a6 r5 end"
+    prompts = Prompts(SCHEMA, block_size=2)
+    assert words(prompts, prompts.plan("<a/> end")) == "r1 r2 r3 r4 a1 a2 a3 a4 a5 a6 r5 end"
 
 
 def test_the_last_token_is_computed_again_where_a_prompt_ends_with_a_module(
@@ -146,22 +146,6 @@ def test_a_plan_carries_its_modules_and_their_contexts_once() -> None:
     assert packed.sequence == plan.sequence
     for key, data in packed.modules:
         assert unpack_module(data, key=key).key == key
-
-
-def test_a_context_is_carried_when_the_prompt_does_not_read_it() -> None:
-    """The root's only token is computed again, but another module was encoded behind it."""
-    prompts = Prompts(
-        '<module name="a">x<module name="b" encode="anchored"><param name="p" len="1"/> y</module>'
-        "</module>"
-    )
-    plan = prompts.plan("<b p='1'/> end")
-    packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
-    assert len(packed.modules) == 2
-
-
-def test_equal_modules_are_carried_once() -> None:
-    prompts = Prompts('<module name="a"><module name="b">same</module></module>')
-    assert len(unpack_plan(prompts.plan("<b/> end").packed, num_prompt_tokens=2).modules) == 1
 
 
 def test_warm_plans_read_every_module_but_its_last_token() -> None:

@@ -55,19 +55,19 @@ def error_of(parse: Callable[[str], object], text: str) -> PMLError | None:
     return None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.text())
 def test_any_text(text: str) -> None:
     parse_both(text)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(FRAGMENTS | st.text(max_size=3), max_size=25))
 def test_any_fragments(fragments: list[str]) -> None:
     parse_both("".join(fragments))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(DOCUMENTS), st.data())
 def test_any_change_to_a_document(document: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(document)))
@@ -75,7 +75,7 @@ def test_any_change_to_a_document(document: str, data: st.DataObject) -> None:
     parse_both(document[:start] + data.draw(FRAGMENTS | st.just("")) + document[end:])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([*TEXT, " ", "'", "a", "<a/>", "<a b='", "'/>"]), max_size=12))
 def test_what_is_accepted_is_xml_with_the_same_text(fragments: list[str]) -> None:
     document = f"<prompt schema='s' xml:space='preserve'>x{''.join(fragments)}</prompt>"
@@ -85,13 +85,13 @@ def test_what_is_accepted_is_xml_with_the_same_text(fragments: list[str]) -> Non
         assert text == "".join(ElementTree.fromstring(document).itertext())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(schemas())
 def test_schema_round_trip(schema: Schema) -> None:
     assert without_places(parse_schema(print_schema(schema))) == without_places(schema)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(prompts())
 def test_prompt_round_trip(prompt: Prompt) -> None:
     printed = print_prompt(prompt)

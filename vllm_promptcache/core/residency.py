@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 
 from vllm.v1.core.block_pool import BlockPool
@@ -48,6 +48,8 @@ class ModuleResidency:
         self._block_size = block_size
         self._requests: dict[str, ModularRequest] = {}
         self._waiting: set[str] = set()
+        # Waiting requests whose modules are all pinned: nothing can change for them.
+        self._held: set[str] = set()
         self._step = StepBuilder(verify=verify)
 
     @property
@@ -115,8 +117,14 @@ class ModuleResidency:
 
     def _leave_queue(self, modular: ModularRequest) -> None:
         self._waiting.discard(modular.request_id)
+        self._held.discard(modular.request_id)
         self.store.unpin(modular.request_id)
         self.encodes.leave(modular)
+
+    def release(self, keep: Collection[str] = ()) -> None:
+        """Unpins the modules of all waiting requests but those in `keep`."""
+        self._held.intersection_update(keep)
+        self.store.unpin_all(keep)
 
     def prepare(self, waiting: Iterable[Request], num_running: int) -> list[Request]:
         """Pins the modules of the requests near admission and starts the encodes they need.
@@ -132,8 +140,13 @@ class ModuleResidency:
         if not self._waiting:
             return []
         near = self._requests_near_admission(waiting, num_running)
-        self.store.unpin_all(keep={modular.request_id for modular in near})
-        return [request for modular in near for request in self._hold(modular)]
+        self.release(keep={modular.request_id for modular in near})
+        return [
+            encode
+            for modular in near
+            if modular.request_id not in self._held
+            for encode in self._hold(modular)
+        ]
 
     def _requests_near_admission(
         self, waiting: Iterable[Request], num_running: int
@@ -164,6 +177,8 @@ class ModuleResidency:
     def _num_blocks_needed(self, request: Request, modular: ModularRequest | None) -> int:
         if modular is None:
             return self._num_blocks(request.num_tokens)
+        if modular.request_id in self._held:
+            return modular.num_own_blocks
         return modular.num_own_blocks + sum(
             self._num_blocks_to_bring(key, span.num_tokens) for span, key in modular.span_keys()
         )
@@ -180,11 +195,14 @@ class ModuleResidency:
     def _hold(self, modular: ModularRequest) -> list[Request]:
         """Pins what is resident of `modular` and starts encodes of the rest, contexts first."""
         new: list[Request] = []
+        num_pinned = 0
         for span, key in modular.span_keys():
-            if self.store.lookup(key) is not None:
-                self.store.pin(modular.request_id, key)
+            if self.store.pin(modular.request_id, key):
+                num_pinned += 1
             elif not self.encodes.join(key, modular.request_id):
                 new += self._start_encode(modular, span.key)
+        if num_pinned == len(modular.sequence.spans):
+            self._held.add(modular.request_id)
         return new
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:

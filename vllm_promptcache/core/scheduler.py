@@ -104,7 +104,7 @@ class PromptModuleMixin(Scheduler):
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
         """As vLLM; modules are forgotten with the rest, pins do not stand in the way."""
-        self.residency.store.unpin_all()
+        self.residency.release()
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def _enqueue_waiting_request(self, request: Request) -> None:

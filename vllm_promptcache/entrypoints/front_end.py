@@ -10,7 +10,7 @@ from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import ClientError, PlanError
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
-from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.pml import parse_prompt, parse_schema
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -45,6 +45,8 @@ class FrontEnd:
             block_size=vllm_config.cache_config.block_size,
             default_encode=config.encode,
         )
+        # Loads the grammar now, so that the first prompt need not.
+        parse_prompt('<prompt schema="none">none</prompt>')
         front_end = cls(planner, vllm_config)
         if config.schemas is not None:
             front_end.load_schemas(Path(config.schemas))

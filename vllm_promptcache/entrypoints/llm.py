@@ -13,7 +13,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import Explanation
@@ -108,13 +108,8 @@ class LLM(vllm.LLM):
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
-        planned = [self._plan(prompt, reuse) for prompt in prompts]
+        planned = [plan_if_pml(self.front_end, prompt, reuse=reuse) for prompt in prompts]
         return super().generate(planned, sampling_params, **kwargs)
-
-    def _plan(self, prompt: Any, reuse: bool) -> Any:
-        if isinstance(prompt, str) and is_prompt(prompt):
-            return planned_prompt(prompt, self.front_end.plan(prompt, reuse=reuse))
-        return prompt
 
     def beam_search(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         """As `vllm.LLM.beam_search`, which cannot take PML prompts.

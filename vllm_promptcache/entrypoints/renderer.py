@@ -7,9 +7,10 @@ to where the scheduler finds it. Nothing else can: a client's own plan is droppe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from vllm.exceptions import VLLMClientError
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.sampling_params import SamplingParams
@@ -22,6 +23,11 @@ from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import PLAN_KEY
 from vllm_promptcache.pml import is_prompt
 
+
+class RequestRefused(PlanError, VLLMClientError):
+    """A request whose parameters do not go with PML; vLLM's servers answer it with 400."""
+
+
 # Under this key a plan travels from the renderer to the input processor, in one process.
 PLAN_FIELD = "prompt_module_plan"
 
@@ -29,6 +35,27 @@ PLAN_FIELD = "prompt_module_plan"
 def planned_prompt(text: str, plan: PromptPlan) -> dict[str, Any]:
     """A prompt for vLLM's front end that is planned already."""
     return {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+
+
+def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
+    """Returns a prompt that is a PML document with its plan, and any other as it is.
+
+    Args:
+        front_end: Knows the schemas.
+        prompt: A prompt as vLLM takes it: text, token ids, or a dict with one of them.
+        reuse: Whether its modules are reused.
+
+    Raises:
+        PMLError: The document is not valid, or does not fit its schema.
+        PlanError: The prompt holds something beside the document that does not go with it.
+    """
+    fields = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+    text = fields.get("prompt")
+    if "prompt_token_ids" in fields or not isinstance(text, str) or not is_prompt(text):
+        return prompt
+    if "prompt_embeds" in fields or "multi_modal_data" in fields:
+        raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
+    return {**fields, **planned_prompt(text, front_end.plan(text, reuse=reuse))}
 
 
 class PromptModuleRenderer(BaseRenderer):
@@ -48,17 +75,12 @@ class PromptModuleRenderer(BaseRenderer):
         return await super()._tokenize_singleton_prompt_async(prompt, params)
 
     def _plan(self, prompt: Any, params: Any) -> dict[str, Any] | None:
-        text = prompt.get("prompt")
-        if PLAN_FIELD in prompt:
-            return cast(dict[str, Any], prompt)
-        if not isinstance(text, str) or "prompt_token_ids" in prompt or not is_prompt(text):
+        planned = plan_if_pml(self.front_end, prompt)
+        if PLAN_FIELD not in planned:
             return None
-        if "prompt_embeds" in prompt or "multi_modal_data" in prompt:
-            raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
         if getattr(params, "truncate_prompt_tokens", None) is not None:
             raise PlanError("a PML prompt cannot be truncated", "leave truncate_prompt_tokens out")
-        extras = {key: value for key, value in prompt.items() if key != "prompt"}
-        return extras | planned_prompt(text, self.front_end.plan(text))
+        return cast(dict[str, Any], planned)
 
     def _process_tokens(self, prompt: Any, **kwargs: Any) -> Any:
         return _keep_plan(prompt, super()._process_tokens(prompt, **kwargs))
@@ -85,7 +107,7 @@ def process_inputs(
     """Wraps `InputProcessor.process_inputs`: attaches the plan, and nobody else's.
 
     Raises:
-        PlanError: The sampling parameters cannot be combined with prompt modules.
+        RequestRefused: The sampling parameters cannot be combined with prompt modules.
     """
     plan = prompt.get(PLAN_FIELD) if isinstance(prompt, dict) else None
     _check(prompt, plan, params)
@@ -108,12 +130,12 @@ def _check(prompt: Any, plan: PromptPlan | None, params: Any) -> None:
         text = prompt.get("prompt") if isinstance(prompt, dict) else None
         if isinstance(text, str) and is_prompt(text):
             # Beam search takes tokens and text of a prompt, and leaves the rest behind.
-            raise PlanError("beam search cannot be combined with a PML prompt")
+            raise RequestRefused("beam search cannot be combined with a PML prompt")
         return
     if not isinstance(params, SamplingParams):
-        raise PlanError("a PML prompt can be generated from, not pooled")
+        raise RequestRefused("a PML prompt can be generated from, not pooled")
     if params.prompt_logprobs is not None:
-        raise PlanError(
+        raise RequestRefused(
             "prompt_logprobs cannot be combined with a PML prompt",
             "tokens that modules provide are not computed, so they have no log-probabilities",
         )

@@ -120,7 +120,7 @@ def _check_packages() -> None:
         if importlib.util.find_spec(package) is None:
             raise ModelError(
                 f"the package {package!r} is needed to build an embedded model",
-                hint='run pip install "vllm-promptcache[demo]"',
+                hint='run pip install gguf accelerate, or install the extra "demo" of this package',
             )
 
 

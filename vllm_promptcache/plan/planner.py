@@ -12,6 +12,7 @@ from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline, warm_plans
+from vllm_promptcache.plan.resolve import quote_some
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
     EncodePolicy,
@@ -23,8 +24,6 @@ from vllm_promptcache.pml import (
     pml_error,
     quote,
 )
-
-_MAX_NUM_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +152,4 @@ class Planner:
         known = sorted(self._schemas)
         if not known:
             return "none has been added"
-        dots = ", ..." if len(known) > _MAX_NUM_LISTED else ""
-        listing = ", ".join(map(quote, known[:_MAX_NUM_LISTED]))
-        return did_you_mean(name, known) or f"known are {listing}{dots}"
+        return did_you_mean(name, known) or f"known are {quote_some(known)}"

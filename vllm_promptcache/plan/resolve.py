@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vllm_promptcache.errors import PMLError
@@ -16,6 +16,8 @@ from vllm_promptcache.layout.schema_layout import (
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import Argument, Import, Location, Prompt, PromptNode
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
+
+_MAX_NUM_LISTED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,12 @@ def resolve_prompt(
         trailing=tuple(resolver.groups[resolver.num_inner :]),
         has_roles=layout.has_roles or num_roles > 0,
     )
+
+
+def quote_some(names: Sequence[str]) -> str:
+    """Quotes names within a message; leaves some out where there are very many."""
+    dots = ", ..." if len(names) > _MAX_NUM_LISTED else ""
+    return ", ".join(map(quote, names[:_MAX_NUM_LISTED])) + dots
 
 
 @dataclass(slots=True)
@@ -194,7 +202,7 @@ class _Resolver:
         if not found:
             raise self._unknown_module(element, scope)
         if len(found) > 1:
-            paths = ", ".join(quote(module.path) for module in found)
+            paths = quote_some([module.path for module in found])
             message = f"{quote(element.name)} is ambiguous: {paths}"
             raise self._error(element.location, message, "spell out the modules around it")
         return found[0]
@@ -214,7 +222,7 @@ class _Resolver:
         message = f"{quote(module.path)} needs an argument for its parameter {quote(slot.name)}"
         hint = f'write `<{module.name} {slot.name}="...">`'
         if module.index not in self.elements:
-            hint += f"; {quote(module.path)} is imported with a module that it belongs to"
+            hint += f"; {quote(module.path)} is imported along with another module"
         return self._error(place, message, hint)
 
     def _error(self, location: Location, message: str, hint: str | None) -> PMLError:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.pml.ast import Location, Source
@@ -13,6 +14,8 @@ FORBIDDEN_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufff
 _MAX_QUOTE_LEN = 60
 _MAX_LINE_LEN = 120
 _ELLIPSIS = "..."
+# Comparing takes about 50 us a name; a schema may have many thousands.
+_MAX_NUM_COMPARED = 1_000
 
 
 def pml_error(
@@ -50,7 +53,7 @@ def did_you_mean(name: str, candidates: Iterable[str]) -> str | None:
     # difflib is quadratic in the length, and nobody mistypes a name that long.
     if len(name) > _MAX_QUOTE_LEN:
         return None
-    near = difflib.get_close_matches(name, candidates, n=1)
+    near = difflib.get_close_matches(name, islice(candidates, _MAX_NUM_COMPARED), n=1)
     return f"did you mean {quote(near[0])}?" if near else None
 
 

@@ -8,7 +8,7 @@ store cannot believe in a block that was given to somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from vllm.v1.core.block_pool import BlockPool
@@ -94,13 +94,20 @@ class ModuleStore:
         self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
         self.stats.num_commits += 1
 
-    def pin(self, owner: str, key: bytes) -> None:
-        """Keeps a resident module from eviction until `owner` is unpinned. Idempotent."""
+    def pin(self, owner: str, key: bytes) -> bool:
+        """Keeps a module from eviction until `owner` is unpinned. Idempotent.
+
+        Returns:
+            Whether the module is resident, and thus pinned.
+        """
         pins = self._pins.setdefault(owner, {})
-        if key in pins or (module := self.lookup(key)) is None:
-            return
+        if key in pins:
+            return True
+        if (module := self.lookup(key)) is None:
+            return False
         self.block_pool.touch(module.blocks)
         pins[key] = module
+        return True
 
     def unpin(self, owner: str) -> None:
         """Drops all references that `owner` holds; the modules become eviction candidates."""
@@ -108,7 +115,7 @@ class ModuleStore:
             # The last block first: like vLLM, which wants the head of a sequence to stay longest.
             self.block_pool.free_blocks(reversed(module.blocks))
 
-    def unpin_all(self, keep: Iterable[str] = ()) -> None:
+    def unpin_all(self, keep: Collection[str] = ()) -> None:
         """Unpins every owner but those in `keep`."""
         for owner in self._pins.keys() - set(keep):
             self.unpin(owner)

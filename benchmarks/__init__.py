@@ -1,0 +1,1 @@
+"""Benchmarks: figures of the README, measured side by side."""

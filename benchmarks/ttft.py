@@ -1,0 +1,176 @@
+"""Time to the first token: prompt modules beside plain vLLM, with and without a prefix-cache hit.
+
+    python -m benchmarks.ttft [--model NAME_OR_PATH] [--runs N]
+
+Both engines run with the same options in processes of their own and are asked in turn. Plain vLLM
+gets token ids, prompt modules get PML text, so the time of parsing and planning counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.engines import Answer, Engine, Spread, start
+from benchmarks.workloads import Documents, words
+from vllm_promptcache.layout import LayoutTokenizer, compile_schema
+from vllm_promptcache.models import DEFAULT_MODEL, MODELS, embedded_model
+from vllm_promptcache.pml import parse_schema
+
+BLOCK_SIZE = 32
+NUM_WARMUPS = 3
+
+
+def interleaved(num_runs: int, *runs: Callable[[], Answer]) -> list[tuple[Answer, ...]]:
+    """Runs everything in turn, `num_runs` times after some warm-ups."""
+    rounds = [tuple(run() for run in runs) for _ in range(NUM_WARMUPS + num_runs)]
+    return rounds[NUM_WARMUPS:]
+
+
+def spreads(rounds: list[tuple[Answer, ...]]) -> list[Spread]:
+    """The times of each run."""
+    return [
+        Spread(tuple(answer.seconds for answer in column)) for column in zip(*rounds, strict=True)
+    ]
+
+
+class TTFT:
+    """The requests that are compared.
+
+    Args:
+        modular: Engine with prompt modules.
+        plain: Plain vLLM.
+        num_documents: Modules of a prompt.
+        num_words: Words of a module.
+    """
+
+    def __init__(self, modular: Engine, plain: Engine, num_documents: int, num_words: int) -> None:
+        self._rng = random.Random(0)
+        self._modular, self._plain = modular, plain
+        self._documents = Documents.random(self._rng, num_documents, num_words)
+        modular.add_schema(self._documents.schema)
+        answer = modular.generate(self.prompt())
+        self.num_cached_tokens, self.num_new_tokens = (
+            answer.num_cached_tokens,
+            answer.num_new_tokens,
+        )
+        num_hit = self.num_cached_tokens // BLOCK_SIZE * BLOCK_SIZE
+        text = words(self._rng, 2 * self.num_cached_tokens)
+        self._prefix = plain.encode(text)[:num_hit]
+
+    def _order(self) -> list[int]:
+        return self._rng.sample(range(len(self._documents.texts)), len(self._documents.texts))
+
+    def _question(self) -> str:
+        return words(self._rng, 11)
+
+    def prompt(self) -> str:
+        """A PML prompt with all modules in random order."""
+        return self._documents.prompt(self._order(), self._question())
+
+    def reuse(self) -> Answer:
+        """A warm request with modules."""
+        return self._modular.generate(self.prompt())
+
+    def hit(self) -> Answer:
+        """Plain vLLM: as many tokens computed, the rest in its prefix cache."""
+        token_ids = self._plain.encode(words(self._rng, 4 * self.num_new_tokens))
+        return self._plain.generate(self._prefix + token_ids[: self.num_new_tokens])
+
+    def miss(self) -> Answer:
+        """Plain vLLM: the same documents, in an order that its prefix cache does not know."""
+        text = self._documents.plain(self._order(), self._question())
+        return self._plain.generate(self._plain.encode(text))
+
+    def plain_prompt(self, engine: Engine, *, max_tokens: int) -> Callable[[], Answer]:
+        """A plain prompt of 100 tokens that no cache knows."""
+        return lambda: engine.generate(
+            engine.encode(words(self._rng, 200))[:100], max_tokens=max_tokens
+        )
+
+
+def compile_seconds(model: str) -> tuple[float, float, int]:
+    """Compiles a schema of 1,000 modules; seconds in all, of tokenisation, and its tokens."""
+    from transformers import AutoTokenizer
+
+    tokenizer = LayoutTokenizer(AutoTokenizer.from_pretrained(model))
+    documents = Documents.random(random.Random(1), 1_000, 99)
+    began = time.perf_counter()
+    layout = compile_schema(parse_schema(documents.schema), tokenizer, max_model_len=None)
+    total = time.perf_counter() - began
+    began = time.perf_counter()
+    tokenizer.encode([f"{text}." for text in documents.texts])
+    return total, time.perf_counter() - began, layout.num_tokens
+
+
+def report(console: Console, ttft: TTFT, modular: Engine, plain: Engine, num_runs: int) -> None:
+    """Measures and prints the table."""
+    table = Table("what", "cached", "computed", "median (min to max)", "ratio")
+    rounds = interleaved(num_runs, ttft.reuse, ttft.hit)
+    reuse, hit = spreads(rounds)
+    for name, answer, spread, ratio in (
+        ("prompt modules, shuffled", rounds[-1][0], reuse, reuse.over(hit)),
+        ("plain vLLM, prefix-cache hit", rounds[-1][1], hit, 1.0),
+    ):
+        _row(table, name, answer, spread, f"{ratio:.3f} of a hit")
+    rounds = interleaved(num_runs, ttft.reuse, ttft.miss)
+    reuse, miss = spreads(rounds)
+    _row(table, "plain vLLM, shuffled", rounds[-1][1], miss, f"{miss.over(reuse):.1f} x modules")
+    for name, max_tokens in (("plain prompt, first token", 1), ("plain prompt, 32 tokens", 32)):
+        rounds = interleaved(
+            2 * num_runs,
+            ttft.plain_prompt(modular, max_tokens=max_tokens),
+            ttft.plain_prompt(plain, max_tokens=max_tokens),
+        )
+        on, off = spreads(rounds)
+        _row(table, f"{name}, flag on", rounds[-1][0], on, f"{on.over(off):.3f} of off")
+        _row(table, f"{name}, flag off", rounds[-1][1], off, "")
+    console.print(table)
+
+
+def _row(table: Table, name: str, answer: Answer, spread: Spread, ratio: str) -> None:
+    cached, computed = f"{answer.num_cached_tokens:,}", f"{answer.num_new_tokens:,}"
+    table.add_row(name, cached, computed, str(spread), ratio)
+
+
+def main() -> None:
+    """Runs the benchmark from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="name of an embedded model, or path")
+    parser.add_argument("--runs", type=int, default=15, help="measured runs of each (default: 15)")
+    parser.add_argument("--documents", type=int, default=10, help="modules a prompt (default: 10)")
+    parser.add_argument("--words", type=int, default=497, help="words a module (default: 497)")
+    args = parser.parse_args()
+    console = Console()
+    model = str(embedded_model(args.model) if args.model in MODELS else Path(args.model))
+    max_model_len = args.documents * (args.words + 24) + 512
+    options = {
+        "enforce_eager": True,
+        "max_model_len": max_model_len,
+        "block_size": BLOCK_SIZE,
+        "num_gpu_blocks_override": 4 * max_model_len // BLOCK_SIZE,
+        "max_num_batched_tokens": 4096,
+    }
+    with (
+        start(model, modular=True, options=options) as modular,
+        start(model, modular=False, options=options) as plain,
+    ):
+        ttft = TTFT(modular, plain, args.documents, args.words)
+        report(console, ttft, modular, plain, args.runs)
+        plans = Spread(tuple(modular.plan_seconds(ttft.prompt()) for _ in range(10 * args.runs)))
+        console.print(f"planning such a prompt: {plans}")
+    total, tokenise, num_tokens = compile_seconds(model)
+    console.print(
+        f"compiling 1,000 modules, {num_tokens:,} tokens: {total:.2f} s, "
+        f"of which tokenisation {tokenise:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Prompts for benchmarks: text of common words, so that any tokenizer needs about a token a word."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group "
+    "country problem hand part place case week company system program question work number night "
+    "point home water room mother area money story fact month lot right study book eye job word "
+    "business issue side kind head house service friend father power hour game line end member law "
+    "car city name team minute idea body back parent face level office door health person art war "
+    "history party result change morning reason research girl guy moment air teacher force"
+).split()
+
+
+def words(rng: random.Random, num_words: int) -> str:
+    """A text of that many words."""
+    return " ".join(rng.choices(_WORDS, k=num_words))
+
+
+@dataclass(frozen=True, slots=True)
+class Documents:
+    """A schema of documents, each a module, inside a user message.
+
+    Attributes:
+        texts: The documents.
+    """
+
+    texts: tuple[str, ...]
+
+    @classmethod
+    def random(cls, rng: random.Random, num_documents: int, num_words: int) -> Documents:
+        """Documents of common words."""
+        return cls(tuple(words(rng, num_words) for _ in range(num_documents)))
+
+    @property
+    def schema(self) -> str:
+        """The schema in PML."""
+        modules = "".join(
+            f'<module name="doc{i}">{text}.</module>' for i, text in enumerate(self.texts)
+        )
+        return f'<schema name="documents"><user>{modules}</user></schema>'
+
+    def prompt(self, order: list[int], question: str) -> str:
+        """A prompt in PML that imports the documents in `order`."""
+        imports = "".join(f"<doc{i}/>" for i in order)
+        return f'<prompt schema="documents">{imports}<user>{question}</user></prompt>'
+
+    def plain(self, order: list[int], question: str) -> str:
+        """About the same prompt without markup."""
+        return " ".join(self.texts[i] + "." for i in order) + " " + question

@@ -1,0 +1,165 @@
+"""What holds for every schema and prompt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as st
+
+from tests.generators import random_prompt, random_schema
+from tests.layout.compiling import positions
+from tests.layout.templates import CHATML
+from tests.layout.word_tokenizer import WordTokenizer
+from vllm_promptcache.errors import PMLError
+from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
+from vllm_promptcache.plan import Explanation, PromptPlan
+from vllm_promptcache.plan.codec import unpack_module, unpack_plan
+from vllm_promptcache.plan.plan_prompt import plan_prompt
+from vllm_promptcache.plan.prompt_plan import baseline, warm_plans
+from vllm_promptcache.pml import parse_prompt, parse_schema
+
+MAX_MODEL_LEN = 2048
+TOKENIZER = LayoutTokenizer(WordTokenizer(CHATML, bos="<s>", adds_bos=True))
+
+many = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+seeds = st.integers(0, 2**32)
+
+
+def layout_of(seed: int) -> SchemaLayout:
+    schema = parse_schema(random_schema(Random(seed), "s").pml)
+    return compile_schema(schema, TOKENIZER, max_model_len=MAX_MODEL_LEN)
+
+
+def planned(seed: int, block_size: int) -> tuple[SchemaLayout, PromptPlan]:
+    """A random prompt; those that do not fit are passed over."""
+    rng = Random(seed)
+    schema = random_schema(rng, "s")
+    layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
+    prompt = parse_prompt(random_prompt(rng, schema))
+    try:
+        plan = plan_prompt(
+            prompt, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+        )
+    except PMLError as error:
+        if "positions are free" not in error.message:
+            raise
+        reject()
+    return layout, plan
+
+
+def placed(plan: PromptPlan) -> list[tuple[int, int]]:
+    """Position and token of all that a prompt consists of."""
+    explanation = Explanation.of(plan)
+    cached = [
+        (position, token_id)
+        for module in explanation.modules
+        for position, token_id, kept in zip(
+            module.position_ids, module.token_ids, module.kept, strict=True
+        )
+        if kept
+    ]
+    new = [
+        pair
+        for tokens in explanation.new
+        for pair in zip(tokens.position_ids, tokens.token_ids, strict=True)
+    ]
+    return cached + new
+
+
+@given(seed=seeds, block_size=st.integers(1, 40))
+@many
+def test_plans(seed: int, block_size: int) -> None:
+    _, plan = planned(seed, block_size)
+    tokens = placed(plan)
+    taken = [position for position, _ in tokens]
+    assert len(set(taken)) == len(taken) == plan.num_tokens
+    assert max(taken) + 1 == plan.next_position < MAX_MODEL_LEN
+    assert plan.num_cached_tokens + plan.num_new_tokens == plan.num_tokens
+    assert plan.num_new_tokens >= 1
+    assert Counter(plan.prompt_token_ids) == Counter(token_id for _, token_id in tokens)
+    new = [position for part in plan.new for position in range(part.start, part.end)]
+    assert new == positions(plan.sequence.position_runs) == sorted(new)
+    assert max(new) == max(taken)
+
+
+@given(seed=seeds, block_size=st.integers(1, 40))
+@many
+def test_engine_order(seed: int, block_size: int) -> None:
+    """The engine finds every module's tokens again where the design says that they are."""
+    _, plan = planned(seed, block_size)
+    rest = list(plan.prompt_token_ids)
+    reused = [module for module in plan.modules if module.num_tokens]
+    heads = [_take(rest, module.num_tokens // block_size * block_size) for module in reused]
+    tails = [_take(rest, module.num_tokens % block_size) for module in reused]
+    for module, head, tail in zip(reused, heads, tails, strict=True):
+        assert head + tail == list(module.layout.kept_token_ids[: module.num_tokens])
+    assert rest == [token_id for part in plan.new for token_id in part.token_ids]
+
+
+@given(seed=seeds, block_size=st.integers(1, 40))
+@many
+def test_plans_round_trip(seed: int, block_size: int) -> None:
+    layout, plan = planned(seed, block_size)
+    for one in (plan, baseline(plan, layout), *warm_plans(layout, block_size=block_size)):
+        packed = unpack_plan(one.packed, num_prompt_tokens=one.num_tokens)
+        assert packed.sequence == one.sequence
+        modules = {key: unpack_module(data, key=key) for key, data in packed.modules}
+        known: set[bytes] = set()
+        for key, spec in modules.items():
+            assert all(span.key in known for span in spec.sequence.spans)
+            known.add(key)
+        for span in one.sequence.spans:
+            assert span.num_tokens <= modules[span.key].num_kept_tokens
+
+
+@given(seed=seeds, block_size=st.integers(1, 40))
+@many
+def test_baselines(seed: int, block_size: int) -> None:
+    layout, plan = planned(seed, block_size)
+    plain = baseline(plan, layout)
+    assert placed(plain) == sorted(placed(plan))
+    assert plain.prompt_token_ids == [token_id for _, token_id in placed(plain)]
+
+
+@given(seed=seeds)
+@many
+def test_layouts(seed: int) -> None:
+    layout = layout_of(seed)
+    for module in layout.modules:
+        own = positions(module.position_runs)
+        assert len(own) == len(set(own)) == len(module.token_ids)
+        assert all(module.start <= position < module.end for position in own)
+        kept = [module.token_ids[index] for index in positions(module.kept_runs)]
+        assert kept == list(module.kept_token_ids)
+        assert len(positions(module.kept_position_runs)) == len(kept)
+        for child in layout.descendants(module):
+            assert module.start <= child.start <= child.end <= module.end
+            assert not set(own) & set(positions(child.position_runs))
+
+
+@given(seed=seeds, other=seeds)
+@many
+def test_keys_are_equal_if_and_only_if_their_inputs_are(seed: int, other: int) -> None:
+    inputs: dict[bytes, object] = {}
+    keys: dict[object, bytes] = {}
+    for layout in (layout_of(seed), layout_of(other), layout_of(seed)):
+        for module in layout.modules:
+            signature = _signature(layout, module)
+            assert inputs.setdefault(module.key, signature) == signature
+            assert keys.setdefault(signature, module.key) == module.key
+
+
+def _signature(layout: SchemaLayout, module: ModuleLayout) -> object:
+    """All that a module's KV depends on, written another way than its key."""
+    context = tuple(
+        (_signature(layout, layout.modules[span.index]), span.num_tokens) for span in module.context
+    )
+    kept = frozenset(positions(module.kept_runs))
+    return module.token_ids, tuple(positions(module.position_runs)), kept, context
+
+
+def _take(tokens: list[int], num_tokens: int) -> list[int]:
+    taken, tokens[:] = tokens[:num_tokens], tokens[num_tokens:]
+    return taken
