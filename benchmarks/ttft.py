@@ -146,6 +146,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15, help="measured runs of each (default: 15)")
     parser.add_argument("--documents", type=int, default=10, help="modules a prompt (default: 10)")
     parser.add_argument("--words", type=int, default=497, help="words a module (default: 497)")
+    parser.add_argument("--kv-cache-gib", type=int, default=2, help="of each engine (default: 2)")
     args = parser.parse_args()
     console = Console()
     model = str(embedded_model(args.model) if args.model in MODELS else Path(args.model))
@@ -154,7 +155,7 @@ def main() -> None:
         "enforce_eager": True,
         "max_model_len": max_model_len,
         "block_size": BLOCK_SIZE,
-        "num_gpu_blocks_override": 4 * max_model_len // BLOCK_SIZE,
+        "kv_cache_memory_bytes": args.kv_cache_gib << 30,
         "max_num_batched_tokens": 4096,
     }
     with (

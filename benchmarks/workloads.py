@@ -1,18 +1,19 @@
-"""Prompts for benchmarks: text of common words, so that any tokenizer needs about a token a word."""
+"""Prompts for benchmarks: text of common words, about a token each with any tokenizer."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group "
-    "country problem hand part place case week company system program question work number night "
-    "point home water room mother area money story fact month lot right study book eye job word "
-    "business issue side kind head house service friend father power hour game line end member law "
-    "car city name team minute idea body back parent face level office door health person art war "
-    "history party result change morning reason research girl guy moment air teacher force"
-).split()
+_TEXT = """
+time year people way day man thing woman life child world school state family student group
+country problem hand part place case week company system program question work number night
+point home water room mother area money story fact month lot right study book eye job word
+business issue side kind head house service friend father power hour game line end member law
+car city name team minute idea body back parent face level office door health person art war
+history party result change morning reason research girl guy moment air teacher force
+"""
+_WORDS = _TEXT.split()
 
 
 def words(rng: random.Random, num_words: int) -> str:

@@ -7,12 +7,13 @@ that start an engine or its front end; the rest is imported when an engine has p
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from vllm_promptcache.compat import wrap
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
-from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.errors import PromptCacheError, UnsupportedError
 
 _ENABLE = "enable_prompt_modules"
 # Option on the command line (as a name in the parsed arguments) -> field of the config.
@@ -59,6 +60,7 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
         for option, field in _OPTIONS.items()
         if (value := getattr(args, option, None)) not in (None, getattr(defaults, field))
     }
+    wrap(sys, "excepthook", _report_error)
     if getattr(args, _ENABLE, False):
         args.additional_config = {**(args.additional_config or {}), CONFIG_KEY: options}
         # The share of cached tokens is what users of prompt modules look at in `usage`.
@@ -70,6 +72,14 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
             "add --enable-prompt-modules",
         )
     return original(cls, args)
+
+
+def _report_error(original: Callable[..., Any], kind: type, error: Any, trace: Any) -> None:
+    """Ends a command with our message alone: what users can mend needs no traceback."""
+    if issubclass(kind, PromptCacheError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        original(kind, error, trace)
 
 
 def _create_engine_config(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_promptcache.kernels import make_slot_copier
+from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.cpu import CPUSlotCopier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier

@@ -5,19 +5,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from vllm_promptcache.models import embedded_model
-
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def model_path() -> Path:
-    return embedded_model("smollm2-135m")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model_path: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model_path)
+def tokenizer(smollm2: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(smollm2)
 
 
 @pytest.mark.parametrize("token", ["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
@@ -34,8 +27,8 @@ def test_text_survives_the_tokenizer(text: str, tokenizer: PreTrainedTokenizerBa
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_answers_a_question_and_stops(model_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_path)
+def test_answers_a_question_and_stops(smollm2: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    model = AutoModelForCausalLM.from_pretrained(smollm2)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print_list() -> None:
     for spec in MODELS.values():
-        download, size = decimal(spec.download_bytes), decimal(spec.model_bytes)
-        print(f"{spec.name:20} download {download:>8}, disk {size:>8}  {spec.description}")
+        sizes = f"download {decimal(spec.download_bytes):>8}, disk {decimal(spec.model_bytes):>8}"
+        print(f"{spec.name:20} {sizes}  {spec.description} ({spec.license})")
 
 
 if __name__ == "__main__":

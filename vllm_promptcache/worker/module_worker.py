@@ -11,7 +11,7 @@ from vllm_promptcache.compat import attention_layers, kv_writer
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.core.step import BlockCheck, StepMetadata
 from vllm_promptcache.errors import ServerError
-from vllm_promptcache.kernels import make_slot_copier
+from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
 

@@ -1,4 +1,4 @@
-"""Operations on the paged KV cache, with a plain torch reference beside each."""
+"""Which slot copier serves which device."""
 
 from __future__ import annotations
 
