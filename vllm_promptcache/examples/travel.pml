@@ -1,4 +1,4 @@
-<schema name="travel">
+<schema name="travel" encode="anchored">
 <!-- After the travel planner of Gim et al., section 5.6. Line ends are part of the text, so the
      prose starts at the margin. -->
 <system>You are a travel planner. You answer in a few friendly sentences, and only with what the
@@ -23,7 +23,10 @@ custard tarts since 1837.
 For the sea, take the train from Cais do Sodré to Cascais, which runs along the coast for forty
 minutes and stops at several beaches. Surfers go on to Guincho, where the wind is strong. Sintra, with
 its palaces in misty woods, is the favourite day trip. Grilled sardines are best in June, during the
-feast of Saint Anthony. Spring and autumn are mild; in August the city is hot and crowded.</module>
+feast of Saint Anthony. Spring and autumn are mild; in August the city is hot and crowded.
+
+In short: the best day trip is Sintra. The best view is from the Castle of Saint George. The best dish
+is grilled sardines. The best months are May and October.</module>
       <module name="kyoto">The destination is Kyoto, the old imperial capital of Japan.
 
 Kyoto lies in a valley with wooded hills on three sides. It was the seat of the emperor for more than
@@ -41,7 +44,10 @@ Nishiki Market sells pickles, knives, tea and grilled fish on skewers. A kaiseki
 of many small courses that follow the season; noodles with dried herring are the everyday dish. Buses
 are slow in the afternoon, so rent a bicycle: the city is flat. Nara, with its tame deer and the great
 bronze Buddha, is forty-five minutes away by train. The cherry trees bloom around the first week of
-April, and the maples turn red in late November. Both are the busiest times of the year.</module>
+April, and the maples turn red in late November. Both are the busiest times of the year.
+
+In short: the best walk is Fushimi Inari at sunrise. The best market is Nishiki Market. The best day
+trip is Nara. The best months are April and November.</module>
       <module name="reykjavik">The destination is Reykjavik, the capital of Iceland.
 
 Reykjavik is the northernmost capital of a sovereign state, and a small one: most of the city can be
@@ -59,7 +65,11 @@ met in the year 930 and where two continents drift apart, the geyser Strokkur, w
 to ten minutes, and the waterfall Gullfoss. Whale watching boats leave from the old harbour all year.
 Northern lights can be seen on clear nights from September to March. In June the sun hardly sets.
 Weather changes within minutes, so bring a windproof jacket in every season. Food is expensive; a lamb
-hot dog from the stand by the harbour is the cheapest good meal.</module>
+hot dog from the stand by the harbour is the cheapest good meal.
+
+In short: the best day trip is the Golden Circle. The best view is from the tower of Hallgrímskirkja.
+The best meal for little money is a hot dog. The best months for northern lights are September to
+March.</module>
       <module name="maui">The destination is Maui, the second largest of the islands of Hawaii.
 
 Maui grew from two volcanoes that are joined by a low green plain. The younger one, Haleakala, rises
@@ -77,7 +87,10 @@ The road to Hana follows the wet side of the island for 84 kilometres, over 59 b
 620 curves, past waterfalls and bamboo. Start early, fill the tank in Paia, and do not try to hurry.
 Humpback whales stay in the warm channel off Lahaina from December to April. Eat poke, raw tuna with
 soy sauce and sesame, from any supermarket counter, and shave ice afterwards. The dry months are April
-to October; a rental car is needed at any time.</module>
+to October; a rental car is needed at any time.
+
+In short: the best beach for small children is Wailea. The best beach to learn to surf is the Cove in
+Kihei. The best drive is the road to Hana. The best months are April to October.</module>
       <module name="cape-town">The destination is Cape Town in South Africa.
 
 Cape Town lies between Table Mountain and the sea. The mountain is flat on top and a thousand metres
@@ -95,7 +108,10 @@ way back, at Boulders Beach, a colony of African penguins nests among granite ro
 Stellenbosch and Franschhoek are an hour inland, and the tram between wine farms needs no driver among
 you. The water of the Atlantic beaches at Clifton and Camps Bay is cold; Muizenberg, on the other
 side, is warmer and has long waves for people who learn to surf. December to March is summer, dry and
-windy. From July to November whales come close to the shore at Hermanus.</module>
+windy. From July to November whales come close to the shore at Hermanus.
+
+In short: the best view is from Table Mountain. The best place to see penguins is Boulders Beach. The
+best drive is Chapman's Peak. The best months are December to March.</module>
       <module name="marrakesh">The destination is Marrakesh in Morocco.
 
 Marrakesh is called the red city, after the walls of pink earth that enclose its old town, the medina.
@@ -114,7 +130,10 @@ opens. Stay in a riad, a house built around a courtyard with a fountain, and spe
 a hammam. The Atlas mountains are an hour away: Imlil is the start of easy walks between Berber
 villages, and of the climb of Toubkal, 4,167 metres high, which takes two days. March to May and
 October are the best months; in July it is often above forty degrees. Dress modestly, and carry small
-notes.</module>
+notes.
+
+In short: the best place to eat is the square Jemaa el-Fnaa. The best garden is the Majorelle Garden.
+The best walk is in the Atlas mountains. The best months are March to May.</module>
     </union>
   </module>
   <union>

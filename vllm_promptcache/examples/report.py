@@ -1,0 +1,91 @@
+"""Prints what the demo measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.syntax import Syntax
+from rich.table import Table
+
+from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.examples.measure import NUM_RUNS, Measurement
+
+NOTES = f"""\
+[bold]First token[/]: seconds from the call of generate() to the first token, parsing and planning of \
+the prompt included; the median of {NUM_RUNS} runs, one by one on an idle engine.
+[bold]Reuse[/]: all modules are in the KV cache; only arguments and new text are computed.
+[bold]No reuse[/]: reuse=False, the same tokens at the same positions in one plain prefill. vLLM's prefix \
+cache plays no part in either column.
+[bold]First use[/]: the prompt's first run, which encodes the modules that no prompt has used before.
+Reuse changes what modules attend to, so the two answers of a prompt may differ. The model is small: \
+its answers are simple and often wrong with or without reuse."""
+
+
+def print_schema(console: Console, info: SchemaInfo) -> None:
+    """Prints a schema's modules with their tokens."""
+    console.print()
+    console.rule(f"[bold]Schema {info.name}")
+    listing = ", ".join(f"{m.path or '(text around)'} {m.num_tokens}" for m in info.modules)
+    num_tokens = sum(module.num_tokens for module in info.modules)
+    console.print(f"{len(info.modules)} modules with {num_tokens} tokens: {listing}")
+
+
+def print_measurement(console: Console, measured: Measurement) -> None:
+    """Prints one prompt: what it imports, what it cost, what the model says."""
+    console.print(f"\n[bold]{measured.title}[/]")
+    console.print(Padding(Syntax(measured.pml.strip(), "xml", background_color="default"), (0, 2)))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column()
+    for label, text in _rows(measured):
+        table.add_row(label, escape(text))
+    console.print(Padding(table, (0, 2)))
+
+
+def _rows(measured: Measurement) -> list[tuple[str, str]]:
+    explained = measured.explanation
+    imports = ", ".join(module.path for module in explained.modules if module.path)
+    arguments = ", ".join(f"{name} = {value!r}" for name, value in measured.arguments.items())
+    return [
+        ("imports", imports),
+        ("arguments", arguments or "none"),
+        ("tokens", f"{measured.num_cached_tokens} cached, {measured.num_computed_tokens} computed"),
+        ("first token", f"{_seconds(measured.reuse_s)} with reuse"),
+        ("", f"{_seconds(measured.plain_s)} without, {measured.ratio:.1f} times as long"),
+        ("first use", f"{measured.first_use_s:.3f} s"),
+        ("answer", f"{measured.answer.strip()} ..."),
+        ("without reuse", f"{measured.plain_answer.strip()} ..."),
+    ]
+
+
+def _seconds(runs: Sequence[float]) -> str:
+    return f"{median(runs):.3f} s ({min(runs):.3f} to {max(runs):.3f})"
+
+
+def print_summary(console: Console, measurements: Sequence[Measurement]) -> None:
+    """Prints all prompts in one table, and what its columns mean."""
+    console.print()
+    console.rule("[bold]Summary")
+    table = Table()
+    table.add_column("prompt")
+    for header in ("cached", "computed", "first use", "reuse", "no reuse", "ratio"):
+        table.add_column(header, justify="right")
+    for measured in measurements:
+        table.add_row(*_cells(measured))
+    console.print(table)
+    console.print(NOTES)
+
+
+def _cells(measured: Measurement) -> tuple[str, ...]:
+    times = (measured.first_use_s, median(measured.reuse_s), median(measured.plain_s))
+    return (
+        measured.title,
+        str(measured.num_cached_tokens),
+        str(measured.num_computed_tokens),
+        *(f"{seconds:.3f} s" for seconds in times),
+        f"{measured.ratio:.1f}",
+    )
