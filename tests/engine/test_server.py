@@ -34,9 +34,12 @@ PROMPT = (
     '<prompt schema="travel"><plan duration="a week"><maui/></plan>'
     "<user>Name the surf spots.</user></prompt>"
 )
-ENGINE_OPTIONS = (
-    "--enforce-eager --max-model-len 1024 --kv-cache-memory-bytes 134217728 --dtype float32"
-).split()
+ENGINE_OPTIONS = [
+    "--enforce-eager",
+    "--max-model-len=1024",
+    "--kv-cache-memory-bytes=134217728",
+    "--dtype=float32",
+]
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 
 
