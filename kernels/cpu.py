@@ -1,8 +1,8 @@
 """Slot copies on the CPU.
 
-A gather goes through the cache token by token; with K transposed inside a block, each element of a
-token lies on a cache line of its own. The copy here goes through a block row by row, so that slots
-which share a line are copied together.
+A gather goes through the cache element by element and token by token. The copy here goes along
+what lies side by side in memory: with vLLM's usual layout the slots of a block for each element of
+K, and the elements of a head for each slot of V.
 """
 
 from __future__ import annotations
@@ -19,18 +19,42 @@ class CPUSlotCopier(SlotCopier):
 
     def __init__(self, kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> None:
         super().__init__(kv_caches, slot_elements)
-        self._arrays = [layer.numpy() for layer in self._layers]
-        self._rows = slot_elements.to(torch.int32).numpy()
+        self._blocks = tuple(layer.numpy() for layer in self._layers)
+        self._rows, self._runs = _slot_rows(slot_elements), _element_runs(slot_elements)
         # Compiled here, not by the first request that needs a copy. Slot 0 is vLLM's null block.
         self.copy(np.zeros(1, np.int64), np.zeros(1, np.int64))
 
     def copy(self, source: Slots, target: Slots) -> None:
         """See `SlotCopier.copy`."""
-        num_elements, block_size = self._rows.shape
+        block_size, reads = self._elements.shape[1], self._blocks
+        block_ids, places = np.unique(source // block_size, return_inverse=True)
+        if np.isin(target // block_size, block_ids).any():
+            # What is read would be overwritten: read from copies of the blocks.
+            reads = tuple(layer[block_ids] for layer in self._blocks)
+            source = places * block_size + source % block_size
         segments = _segments(source, target, block_size)
-        buffer = np.empty(len(source) * num_elements, self._arrays[0].dtype)
-        for blocks in self._arrays:
-            _copy_segments(blocks, buffer, segments, self._rows)
+        _copy_segments(reads, self._blocks, segments, block_size, self._rows, *self._runs)
+
+
+def _slot_rows(slot_elements: torch.Tensor) -> Slots:
+    """Elements whose slots lie side by side: where those of slot 0 are, `[num_rows]`."""
+    return slot_elements[_is_slot_row(slot_elements), 0].numpy()
+
+
+def _element_runs(slot_elements: torch.Tensor) -> tuple[Slots, Slots]:
+    """The other elements, in runs that lie side by side for each slot.
+
+    Returns:
+        Where each run begins for each slot, `[num_runs, block_size]`, and the runs' lengths.
+    """
+    elements = slot_elements[~_is_slot_row(slot_elements)].numpy()
+    cuts = np.flatnonzero((np.diff(elements, axis=0) != 1).any(axis=1)) + 1
+    starts = np.concatenate([[0], cuts])[: len(elements)].astype(np.int64)
+    return np.ascontiguousarray(elements[starts]), np.diff(starts, append=len(elements))
+
+
+def _is_slot_row(slot_elements: torch.Tensor) -> torch.Tensor:
+    return (slot_elements.diff(dim=1) == 1).all(dim=1)
 
 
 def _segments(source: Slots, target: Slots, block_size: int) -> Slots:
@@ -47,19 +71,15 @@ def _segments(source: Slots, target: Slots, block_size: int) -> Slots:
 
 
 @numba.njit(nogil=True)
-def _copy_segments(blocks, buffer, segments, rows):  # type: ignore[no-untyped-def]
-    num_elements, block_size = rows.shape
-    at = 0
-    for source, _, num_slots in segments:
-        block, first = blocks[source // block_size], source % block_size
-        for element in range(num_elements):
-            for slot in range(first, first + num_slots):
-                buffer[at] = block[rows[element, slot]]
-                at += 1
-    at = 0
-    for _, target, num_slots in segments:
-        block, first = blocks[target // block_size], target % block_size
-        for element in range(num_elements):
-            for slot in range(first, first + num_slots):
-                block[rows[element, slot]] = buffer[at]
-                at += 1
+def _copy_segments(reads, writes, segments, block_size, rows, runs, lengths):  # type: ignore[no-untyped-def]
+    for layer in range(len(writes)):
+        for source, target, num_slots in segments:
+            old, new = reads[layer][source // block_size], writes[layer][target // block_size]
+            first, to = source % block_size, target % block_size
+            for row in rows:
+                new[row + to : row + to + num_slots] = old[row + first : row + first + num_slots]
+            for run in range(len(runs)):
+                length = lengths[run]
+                for slot in range(num_slots):
+                    a, b = runs[run, first + slot], runs[run, to + slot]
+                    new[b : b + length] = old[a : a + length]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from tests.environment import prepare_environment
@@ -10,9 +11,13 @@ prepare_environment()
 
 import pytest  # noqa: E402  (a plugin of pytest may import what reads the environment)
 
+# Thousands of empty lines in the report of any failed test that compiled something.
+logging.getLogger("torch.__trace").propagate = False
+
 ENGINE_TESTS = Path(__file__).parent / "engine"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Runs engine tests last, and slow ones only where `-m` speaks of them."""
     items.sort(key=_is_engine_test)

@@ -38,7 +38,7 @@ class Family:
     Attributes:
         name: What tests call it.
         make_config: Builds its configuration from the arguments all families share.
-        refused_because: What the engine's refusal must name; None where the family is supported.
+        refused_because: What the engine's refusal must say; None where the family is supported.
     """
 
     name: str
@@ -146,7 +146,7 @@ SUPPORTED = (
 )
 REFUSED = (
     Family("alibi", _decoder(hf.BloomConfig, n_layer=2, n_head=NUM_HEADS), "ALiBi"),
-    Family("sliding-window", _decoder(hf.MistralConfig, sliding_window=64), "sliding window"),
+    Family("sliding-window", _decoder(hf.MistralConfig, sliding_window=64), "sliding-window"),
     Family(
         "sliding-window-in-some-layers",
         _decoder(
@@ -155,7 +155,7 @@ REFUSED = (
             sliding_window=64,
             layer_types=["sliding_attention", "full_attention"],
         ),
-        "sliding window",
+        "sliding-window",
     ),
     Family("mamba", _decoder(hf.MambaConfig, state_size=16), "Mamba"),
 )

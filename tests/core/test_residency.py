@@ -163,8 +163,17 @@ def test_what_can_never_fit_is_rejected_with_the_numbers():
     engine = Engine(num_blocks=5)
     engine.add(request("1", [span(A), span(B)], [A, B]))
     assert engine.residency.take_rejected() == {
-        "1": "the prompt with its modules needs 7 KV cache blocks of 4 tokens, the cache has 4"
+        "1": "18 tokens with their modules need 7 KV cache blocks of 4 tokens, the cache has 4"
     }
+
+
+def test_a_preempted_request_that_outgrew_the_pool_is_rejected():
+    engine = Engine(num_blocks=8)
+    engine.add(user := request("1", [span(A), span(B)], [A, B]))
+    assert engine.residency.take_rejected() == {}
+    user.append_output_token_ids([7] * 8)
+    engine.residency.preempted(user)
+    assert "26 tokens with their modules need 9" in engine.residency.take_rejected()["1"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,12 +16,17 @@ from vllm.distributed import cleanup_dist_env_and_memory
 
 from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
 from tests.reference import Reference
-from tests.reference.compare import Difference, Tally
+from tests.reference.compare import TOLERANCE, Difference, Tally
 from vllm_promptcache import LLM, SamplingParams
 from vllm_promptcache.errors import ClientError
 
 MAX_TOKENS = 16
 MAX_MODEL_LEN = 2048
+# PML prompts that are sent at once, together with two plain ones. They are of few schemas, so that
+# some of them share modules.
+BATCH_SIZE = 8
+SCHEMAS_A_BATCH = 3
+SCHEMA_SEED = 0
 ENGINE_ARGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -139,13 +145,13 @@ class Agreement:
         llm: The engine.
         reference: The same model.
         num_logprobs: Log-probabilities compared at each step, -1 for all.
-        batch_size: PML prompts that are sent at once, together with some plain ones.
+        tolerance: What counts as rounding, in nats.
     """
 
     llm: LLM
     reference: Reference
     num_logprobs: int
-    batch_size: int = 8
+    tolerance: float = TOLERANCE
 
     def run(self, num_prompts: int, *, seed: int, num_random_schemas: int) -> tuple[Tally, Tally]:
         """Compares `num_prompts` prompts over all fixed and some random schemas.
@@ -153,17 +159,17 @@ class Agreement:
         Returns:
             The differences of PML prompts, and those of plain prompts that ran beside them.
         """
+        schemas = self.add_schemas(num_random_schemas)
         maker = CaseMaker(seed, self.explain, ClientError)
-        schemas = self._add_schemas(maker, num_random_schemas)
-        modular, plain = Tally(), Tally()
-        rng, left = Random(seed), num_prompts
-        for several in _windows(schemas, size=3):
-            cases = [maker.prompt(rng.choice(several)) for _ in range(min(left, self.batch_size))]
+        modular, plain = Tally(self.tolerance), Tally(self.tolerance)
+        rng = Random(seed)
+        in_turn = cycle(schemas)
+        for start in range(0, num_prompts, BATCH_SIZE):
+            few = list(islice(in_turn, SCHEMAS_A_BATCH))
+            num_cases = min(BATCH_SIZE, num_prompts - start)
+            cases = [maker.prompt(rng.choice(few)) for _ in range(num_cases)]
             self._run_batch(cases, rng, modular, plain)
-            left -= len(cases)
-            if not left:
-                break
-        print(f"{len(schemas)} schemas, {maker.num_refused} documents refused and made anew")
+        print(f"{len(schemas)} schemas, {maker.num_refused} prompts refused and made anew")
         return modular, plain
 
     def explain(self, pml: str) -> dict[str, Any]:
@@ -178,7 +184,9 @@ class Agreement:
         size: int = self.llm.llm_engine.vllm_config.cache_config.block_size
         return size
 
-    def _add_schemas(self, maker: CaseMaker, num_random: int) -> list[Schema]:
+    def add_schemas(self, num_random: int) -> list[Schema]:
+        """Adds all fixed schemas and random ones, each time the same, and returns them."""
+        maker = CaseMaker(SCHEMA_SEED, self.explain, ClientError)
         for schema in FIXED_SCHEMAS:
             self.llm.add_schema(schema.pml)
         made = [maker.schema(f"random-{n}", self.llm.add_schema) for n in range(num_random)]
@@ -196,11 +204,3 @@ class Agreement:
             (plain if explanation is None else modular).add(prompt, found)
             if explanation is not None:
                 check_counts(output, explanation)
-
-
-def _windows(schemas: list[Schema], size: int) -> Iterator[list[Schema]]:
-    """Groups of `size` schemas, again and again, so that the prompts of a batch share modules."""
-    start = 0
-    while True:
-        yield [schemas[(start + offset) % len(schemas)] for offset in range(size)]
-        start += size

@@ -39,6 +39,9 @@ NUM_PROMPTS = 204
 NUM_RANDOM_SCHEMAS = 6
 NUM_LOGPROBS = 50
 KV_CACHE_BYTES = 640 << 20
+# Rounding of this model: on prompts of few tokens its log-probabilities from vLLM without modules,
+# from transformers in float32 and in float64 are up to 1.2e-4 apart; elsewhere up to 5e-5.
+TOLERANCE = 2e-4
 
 
 def start(model: Path, block_size: int, dtype: str = "float32"):
@@ -60,7 +63,7 @@ def llm(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[LLM]:
 
 @pytest.fixture
 def agreement(llm: LLM, reference: Reference) -> Agreement:
-    return Agreement(llm, reference, NUM_LOGPROBS)
+    return Agreement(llm, reference, NUM_LOGPROBS, TOLERANCE)
 
 
 def test_prompts_agree(agreement: Agreement, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +78,7 @@ def test_prompts_agree(agreement: Agreement, capsys: pytest.CaptureFixture[str])
     assert modular.num_outputs == num_prompts
     assert not modular.wrong
     assert not plain.wrong
+    assert modular.num_within(1e-4) > 0.95 * num_prompts
 
 
 def test_warm_prompts_compute_only_new_tokens(agreement: Agreement) -> None:
@@ -93,7 +97,7 @@ def test_warm_prompts_compute_only_new_tokens(agreement: Agreement) -> None:
 
 
 def test_without_reuse_is_one_plain_prefill(agreement: Agreement) -> None:
-    llm, tally = agreement.llm, Tally()
+    llm, tally = agreement.llm, Tally(TOLERANCE)
     maker = CaseMaker(2, agreement.explain, ClientError)
     for schema in FIXED_SCHEMAS:
         llm.add_schema(schema.pml)
@@ -113,7 +117,7 @@ def test_bfloat16_agrees_by_and_large(smollm2: Path, capsys: pytest.CaptureFixtu
             24, seed=0, num_random_schemas=2
         )
     with capsys.disabled():
-        print(f"\nbfloat16: {modular.of_tokens()}; plain prompts: {plain.of_tokens()}")
+        print(f"\nbfloat16: {modular}; plain prompts beside them: {plain}")
     assert modular.share_of_equal_tokens > 0.9
     assert modular.share_of_equal_tokens > plain.share_of_equal_tokens - 0.05
 
@@ -132,7 +136,7 @@ def main() -> None:
     reference = Reference(model)
     for block_size in args.block_sizes:
         with start(model, block_size) as llm:
-            modular, plain = Agreement(llm, reference, NUM_LOGPROBS).run(
+            modular, plain = Agreement(llm, reference, NUM_LOGPROBS, TOLERANCE).run(
                 args.prompts // len(args.block_sizes),
                 seed=rng.randrange(2**32),
                 num_random_schemas=args.schemas,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from tests.reference.model import ReferenceOutput
 
-# The largest difference of log-probabilities in float32 that counts as rounding.
+# The largest difference of log-probabilities in float32, in nats, that counts as rounding.
 TOLERANCE = 1e-4
 
 
@@ -16,21 +16,19 @@ class Difference:
     """One output against the reference, every step behind the engine's own tokens before it.
 
     Attributes:
-        largest: Largest difference of log-probabilities, in nats, over all steps.
         num_steps: Tokens compared.
-        num_equal: Tokens that are the reference's choice.
-        num_ties: Tokens that are not, but as probable within `TOLERANCE`.
+        largest: Largest difference of log-probabilities over all steps, in nats.
+        lost: By how much less probable than the reference's choice the engine's tokens are, in
+            nats; only those that differ from it.
     """
 
-    largest: float
     num_steps: int
-    num_equal: int
-    num_ties: int
+    largest: float
+    lost: tuple[float, ...]
 
-    @property
-    def is_equal(self) -> bool:
-        """Whether the output is right: each token the best or tied with it, and rounding only."""
-        return self.largest <= TOLERANCE and self.num_equal + self.num_ties == self.num_steps
+    def is_within(self, tolerance: float) -> bool:
+        """Whether it is rounding only; a token that differs must be tied with the best one."""
+        return self.largest <= tolerance and all(nats <= 2 * tolerance for nats in self.lost)
 
     @staticmethod
     def between(
@@ -50,17 +48,9 @@ class Difference:
             for step, given in zip(reference.logprobs, logprobs, strict=True)
             for token_id, logprob in given.items()
         )
-        others = [
-            (step, best, chosen)
-            for step, best, chosen in zip(
-                reference.logprobs, reference.token_ids, token_ids, strict=True
-            )
-            if best != chosen
-        ]
-        num_ties = sum(
-            (step[best] - step[chosen]).item() < TOLERANCE for step, best, chosen in others
-        )
-        return Difference(largest, len(token_ids), len(token_ids) - len(others), num_ties)
+        steps = zip(reference.logprobs, reference.token_ids, token_ids, strict=True)
+        lost = tuple((step[best] - step[ours]).item() for step, best, ours in steps if best != ours)
+        return Difference(len(token_ids), largest, lost)
 
 
 @dataclass(slots=True)
@@ -68,41 +58,49 @@ class Tally:
     """Differences of many outputs.
 
     Attributes:
-        wrong: What was compared, and its difference, where the output is not right.
+        tolerance: What counts as rounding, in nats.
+        differences: One for each output.
+        wrong: What was compared, and its difference, where that is more than rounding.
     """
 
-    num_outputs: int = 0
-    num_ties: int = 0
-    num_steps: int = 0
-    num_equal_steps: int = 0
-    largest: float = 0.0
+    tolerance: float = TOLERANCE
+    differences: list[Difference] = field(default_factory=list)
     wrong: list[tuple[str, Difference]] = field(default_factory=list)
 
     def add(self, what: str, difference: Difference) -> None:
         """Counts one output; `what` names it should it be wrong."""
-        self.num_outputs += 1
-        self.num_ties += difference.num_ties
-        self.num_steps += difference.num_steps
-        self.num_equal_steps += difference.num_equal
-        self.largest = max(self.largest, difference.largest)
-        if not difference.is_equal:
+        self.differences.append(difference)
+        if not difference.is_within(self.tolerance):
             self.wrong.append((what, difference))
 
     @property
-    def share_of_equal_tokens(self) -> float:
-        """Share of all tokens, behind the engine's own before them, that the reference chooses."""
-        return self.num_equal_steps / self.num_steps
+    def num_outputs(self) -> int:
+        """Outputs compared."""
+        return len(self.differences)
 
-    def of_tokens(self) -> str:
-        """The numbers that mean something where outputs cannot be equal (bfloat16)."""
-        return (
-            f"{self.num_equal_steps}/{self.num_steps} tokens equal, "
-            f"largest difference {self.largest:.1e}"
-        )
+    @property
+    def num_steps(self) -> int:
+        """Tokens compared."""
+        return sum(difference.num_steps for difference in self.differences)
+
+    @property
+    def num_other_tokens(self) -> int:
+        """Tokens that are not the reference's choice."""
+        return sum(len(difference.lost) for difference in self.differences)
+
+    @property
+    def share_of_equal_tokens(self) -> float:
+        """Share of all tokens that are the reference's choice."""
+        return 1 - self.num_other_tokens / self.num_steps
+
+    def num_within(self, tolerance: float) -> int:
+        """Outputs that are within `tolerance` of the reference, in nats."""
+        return sum(difference.is_within(tolerance) for difference in self.differences)
 
     def __str__(self) -> str:
-        num_equal = self.num_outputs - len(self.wrong)
+        largest = max((difference.largest for difference in self.differences), default=0.0)
         return (
-            f"{num_equal}/{self.num_outputs} equal, largest difference {self.largest:.1e}, "
-            f"{self.num_ties} near ties in {self.num_steps} tokens"
+            f"{self.num_outputs - len(self.wrong)}/{self.num_outputs} equal, largest difference "
+            f"{largest:.1e} ({self.num_within(TOLERANCE)} within {TOLERANCE:.0e}), "
+            f"{self.num_other_tokens} of {self.num_steps} tokens differ"
         )

@@ -117,7 +117,7 @@ class Reference:
             module = modules[index]
             context = KV.concat([self._kept(modules, i).first(n) for i, n in module["context"]])
             cache = context.to_cache()
-            self._forward(cache, module["token_ids"], module["position_ids"])
+            self._forward(cache, module["token_ids"], module["position_ids"], num_logits=1)
             self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)
         return self._encoded[encode_id]
 
@@ -128,10 +128,11 @@ class Reference:
         position_ids: Sequence[int],
         max_tokens: int,
     ) -> ReferenceOutput:
-        logits = [self._forward(cache, token_ids, position_ids)[-1]]
+        logits = [self._forward(cache, token_ids, position_ids, num_logits=1)]
         for position_id in range(position_ids[-1] + 1, position_ids[-1] + max_tokens):
-            logits.append(self._forward(cache, [int(logits[-1].argmax())], [position_id])[-1])
-        return ReferenceOutput.of_logits(torch.stack(logits))
+            best = int(logits[-1].argmax())
+            logits.append(self._forward(cache, [best], [position_id], num_logits=1))
+        return ReferenceOutput.of_logits(torch.cat(logits))
 
     def _score(
         self,
@@ -142,21 +143,28 @@ class Reference:
     ) -> ReferenceOutput:
         start = position_ids[-1] + 1
         # The last output token is compared, never read.
-        behind = list(range(start, start + len(output_ids) - 1))
-        logits = self._forward(cache, [*token_ids, *output_ids[:-1]], [*position_ids, *behind])
-        return ReferenceOutput.of_logits(logits[-len(output_ids) :])
+        num_read = len(output_ids) - 1
+        token_ids = [*token_ids, *output_ids[:num_read]]
+        position_ids = [*position_ids, *range(start, start + num_read)]
+        logits = self._forward(cache, token_ids, position_ids, num_logits=len(output_ids))
+        return ReferenceOutput.of_logits(logits)
 
     @torch.inference_mode()
     def _forward(
-        self, cache: DynamicCache, token_ids: Sequence[int], position_ids: Sequence[int]
+        self,
+        cache: DynamicCache,
+        token_ids: Sequence[int],
+        position_ids: Sequence[int],
+        num_logits: int,
     ) -> torch.Tensor:
-        """Appends tokens to `cache` and returns their logits, `[num_tokens, vocab_size]`."""
+        """Appends tokens to `cache`; returns the last ones' logits, `[num_logits, vocab_size]`."""
         return self.model(
             input_ids=torch.tensor([list(token_ids)]),
             position_ids=torch.tensor([list(position_ids)]),
             attention_mask=self._mask(cache.get_seq_length(), len(token_ids)),
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=num_logits,
         ).logits[0]
 
     def _mask(self, num_cached: int, num_new: int) -> torch.Tensor:

@@ -77,20 +77,28 @@ class ModuleResidency:
 
     def _enter(self, modular: ModularRequest) -> None:
         self._requests[modular.request_id] = modular
+        self._wait(modular)
+
+    def _wait(self, modular: ModularRequest) -> None:
+        """Puts a request among the waiting ones, unless the pool can never hold it."""
         self._waiting.add(modular.request_id)
         num_tokens = modular.request.num_tokens
         num_needed = modular.sequence.num_blocks(num_tokens, self._block_size)
         num_usable = self._pool.num_gpu_blocks - 1  # one is vLLM's null block
         if num_needed > num_usable:
             self.rejected[modular.request_id] = (
-                f"the prompt with its modules needs {num_needed} KV cache blocks of "
+                f"{num_tokens} tokens with their modules need {num_needed} KV cache blocks of "
                 f"{self._block_size} tokens, the cache has {num_usable}"
             )
 
     def preempted(self, request: Request) -> None:
-        """Takes note that `request` lost its blocks and waits again."""
+        """Takes note that `request` lost its blocks and waits again.
+
+        With what it has generated it may have outgrown the pool: while it ran, it did not need
+        the blocks of its modules' tails any more.
+        """
         if (modular := self.get(request)) is not None:
-            self._waiting.add(request.request_id)
+            self._wait(modular)
             if isinstance(modular, EncodeRequest):
                 modular.written_blocks = None
 

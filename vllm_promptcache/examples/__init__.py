@@ -1,6 +1,6 @@
 """Schemas and prompts for the paper's use cases (Gim et al., section 5.6), in words of our own.
 
-`travel.pml` and `code.pml` are the schemas; `skirmish` holds the source files that `code.pml` reads.
+`travel.pml` and `code.pml` are the schemas; `skirmish` holds source files that `code.pml` reads.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -66,6 +67,8 @@ def run(console: Console) -> None:
 def start_engine(model: str) -> LLM:
     """Starts vLLM with prompt modules, and runs a plain prompt so that nothing is left to load."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # vLLM's own logging is set up too late for what its first imports say.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     # Importing vLLM takes seconds, and it reads the environment.
     from vllm_promptcache import LLM, SamplingParams
 
@@ -88,7 +91,7 @@ def run_schema(llm: LLM, console: Console, name: str) -> list[Measurement]:
     print_schema(console, llm.add_schema(schema_path(name)))
     measurements = []
     for path in prompt_paths(name):
-        title = f"{name} {path.stem}"
+        title = f"{name}: {path.stem.partition('-')[2]}"
         with console.status(f"Running {title}"):
             measurements.append(measure(llm, title, path.read_text(encoding="utf-8")))
         print_measurement(console, measurements[-1])

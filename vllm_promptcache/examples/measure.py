@@ -14,6 +14,8 @@ from vllm_promptcache.plan import Explanation
 
 NUM_RUNS = 3
 ANSWER_LEN = 40
+# So small a model repeats itself.
+FREQUENCY_PENALTY = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,9 @@ def _first_token_s(llm: LLM, pml: str, *, reuse: bool) -> float:
 
 
 def _generate(llm: LLM, pml: str, *, reuse: bool, max_tokens: int) -> RequestOutput:
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    params = SamplingParams(
+        temperature=0.0, frequency_penalty=FREQUENCY_PENALTY, max_tokens=max_tokens
+    )
     return llm.generate(pml, params, reuse=reuse, use_tqdm=False)[0]
 
 

@@ -8,21 +8,28 @@ from statistics import median
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.examples.measure import NUM_RUNS, Measurement
 
-NOTES = f"""\
-[bold]First token[/]: seconds from the call of generate() to the first token, parsing and planning of \
-the prompt included; the median of {NUM_RUNS} runs, one by one on an idle engine.
-[bold]Reuse[/]: all modules are in the KV cache; only arguments and new text are computed.
-[bold]No reuse[/]: reuse=False, the same tokens at the same positions in one plain prefill. vLLM's prefix \
-cache plays no part in either column.
-[bold]First use[/]: the prompt's first run, which encodes the modules that no prompt has used before.
-Reuse changes what modules attend to, so the two answers of a prompt may differ. The model is small: \
-its answers are simple and often wrong with or without reuse."""
+# What each column of the summary means.
+NOTES = {
+    "cached": "prompt tokens whose KV comes from modules",
+    "computed": "prompt tokens that were computed: arguments and new text",
+    "first use": "first token of the prompt's first run, which encodes the modules that no prompt "
+    "has used before",
+    "reuse": "first token with all modules in the KV cache",
+    "no reuse": "first token with reuse=False: the same tokens at the same positions, all computed "
+    "(vLLM's prefix cache, which could reuse what another prompt began with, plays no part)",
+}
+METHOD = f"""\
+"First token" is the time from calling generate() until it returns one token, one request at a \
+time. Parsing and planning the prompt are included. "reuse" and "no reuse" are medians of {NUM_RUNS} \
+runs each, taken by turns.
+Reuse changes what modules attend to, so the two answers of a prompt may differ. The model is very \
+small: its answers are simple and often wrong, with or without reuse."""
 
 
 def print_schema(console: Console, info: SchemaInfo) -> None:
@@ -37,13 +44,13 @@ def print_schema(console: Console, info: SchemaInfo) -> None:
 def print_measurement(console: Console, measured: Measurement) -> None:
     """Prints one prompt: what it imports, what it cost, what the model says."""
     console.print(f"\n[bold]{measured.title}[/]")
-    console.print(Padding(Syntax(measured.pml.strip(), "xml", background_color="default"), (0, 2)))
+    console.print(Padding(Text(measured.pml.strip(), style="cyan"), (0, 2), expand=False))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column()
     for label, text in _rows(measured):
         table.add_row(label, escape(text))
-    console.print(Padding(table, (0, 2)))
+    console.print(Padding(table, (0, 2), expand=False))
 
 
 def _rows(measured: Measurement) -> list[tuple[str, str]]:
@@ -71,13 +78,15 @@ def print_summary(console: Console, measurements: Sequence[Measurement]) -> None
     console.print()
     console.rule("[bold]Summary")
     table = Table()
-    table.add_column("prompt")
-    for header in ("cached", "computed", "first use", "reuse", "no reuse", "ratio"):
+    table.add_column("prompt", no_wrap=True)
+    for header in (*NOTES, "ratio"):
         table.add_column(header, justify="right")
     for measured in measurements:
         table.add_row(*_cells(measured))
     console.print(table)
-    console.print(NOTES)
+    for header, note in NOTES.items():
+        console.print(f"[bold]{header}[/]: {note}")
+    console.print(METHOD)
 
 
 def _cells(measured: Measurement) -> tuple[str, ...]:

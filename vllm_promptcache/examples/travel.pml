@@ -1,10 +1,12 @@
 <schema name="travel" encode="anchored">
 <!-- After the travel planner of Gim et al., section 5.6. Line ends are part of the text, so the
-     prose starts at the margin. -->
+     prose starts at the margin. Modules are encoded behind the system message (`anchored`), and the
+     placeholders are words: a small model answers better for both. -->
 <system>You are a travel planner. You answer in a few friendly sentences, and only with what the
 notes about the trip say.</system>
 <user>
-  <module name="trip-plan">I am planning a trip of <param name="duration" len="8"/>.
+  <module name="trip-plan">I am planning a trip of <param name="duration" len="8"
+      placeholder="some number of days or weeks"/>.
     <union>
       <module name="lisbon">The destination is Lisbon, the capital of Portugal.
 
@@ -150,8 +152,9 @@ long lunch, and street food at night; sights are what lies between meals. We eat
 no shellfish. We like to know when a dish is in season and how it is ordered. A cooking class would
 please us more than a palace, and we do not mind waiting in a line where local people wait.</module>
   </union>
-  <module name="budget">We want to spend at most <param name="amount" len="10"/> in all, without the
-flights. Prefer trains and buses to taxis, and free sights to paid ones. Say what must be booked ahead,
-since that is where money is saved. Keep a tenth of the sum for surprises.</module>
+  <module name="budget">We want to spend at most <param name="amount" len="10"
+    placeholder="a sum of money that we have saved for it"/> in all, without the flights. Prefer trains
+and buses to taxis, and free sights to paid ones. Say what must be booked ahead, since that is where
+money is saved. Keep a tenth of the sum for surprises.</module>
 </user>
 </schema>
