@@ -20,12 +20,14 @@ from vllm_promptcache.errors import ClientError
 NUM_SCHEMAS = 6
 MAX_WORDS = 250
 MAX_LIVE = 14
+# Prompts that may come again; few, so that they come while their modules are being encoded.
+NUM_SEEN = 6
 NUM_LOGPROBS = 5
 # More steps than any queue here can need: behind it requests are stuck.
 MAX_STEPS_TO_DRAIN = 20_000
 OPERATIONS = {"step": 50, "add": 34, "abort": 8, "schema": 5, "reset": 2, "reset_running": 1}
 STATES = ("waiting", "encoding", "running")
-KINDS = {"modular": 10, "again": 6, "plain": 4, "twin": 2, "no_reuse": 2}
+KINDS = {"modular": 8, "again": 8, "plain": 4, "twin": 2, "no_reuse": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ class Stress:
     _schemas: dict[str, Schema] = field(default_factory=dict)
     _rng: Random = field(init=False)
     _maker: CaseMaker = field(init=False)
-    _seen: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=12))
-    _seen_ids: deque[list[int]] = field(default_factory=lambda: deque(maxlen=12))
+    _seen: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
+    _seen_ids: deque[list[int]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
 
     def __post_init__(self) -> None:
         self._rng = Random(self.seed)
@@ -167,7 +169,7 @@ class Stress:
     def _abort(self) -> None:
         if not self._live:
             return
-        wanted = self._rng.choice(STATES)
+        (wanted,) = self._rng.choices(STATES, weights=(1, 3, 1))
         ids = list(self._live)
         in_state = [i for i in ids if self._state(self._live[i].internal_id) == wanted]
         external_id = self._rng.choice(in_state or ids)
@@ -194,7 +196,7 @@ class Stress:
             self.log.append(f"remove {name}")
         else:
             self._replace_schema(name)
-        self._seen = deque((pair for pair in self._seen if pair[0] != name), maxlen=12)
+        self._seen = deque((pair for pair in self._seen if pair[0] != name), maxlen=NUM_SEEN)
 
     def _replace_schema(self, name: str) -> None:
         self._schemas[name] = self._maker.schema(name, self.llm.add_schema, max_words=MAX_WORDS)

@@ -120,6 +120,19 @@ def test_reuse_false_touches_no_module(llm: LLM) -> None:
     assert not scheduler_of(llm).module_store.modules
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_modules_are_encoded_again_after_a_sleep(llm: LLM, level: int) -> None:
+    text = prompt(Random(9))
+    (before,) = llm.generate(text, greedy(1), use_tqdm=False)
+    llm.sleep(level)
+    assert not scheduler_of(llm).module_store.modules
+    llm.wake_up()
+    (after,) = llm.generate(text, greedy(1), use_tqdm=False)
+    assert after.outputs[0].token_ids == before.outputs[0].token_ids
+    assert after.num_cached_tokens == before.num_cached_tokens
+    scheduler_of(llm).check_integrity()
+
+
 def test_prompts_of_all_kinds_go_into_one_batch(llm: LLM) -> None:
     text = prompt(Random(5))
     prompts = [text, "The sky is", {"prompt_token_ids": [1, 2, 3]}, {"prompt": text}]

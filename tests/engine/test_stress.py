@@ -32,7 +32,7 @@ ENGINE_ARGS = {
     "max_model_len": 1024,
     "max_num_seqs": 8,
     # Few enough for an encode to take several steps.
-    "max_num_batched_tokens": 64,
+    "max_num_batched_tokens": 32,
     "prompt_modules": {"verify": True},
 }
 

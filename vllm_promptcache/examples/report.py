@@ -14,20 +14,20 @@ from rich.text import Text
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.examples.measure import NUM_RUNS, Measurement
 
-# What each column of the summary means.
-NOTES = {
+# What each column of the summary means; times are seconds.
+COLUMNS = {
     "cached": "prompt tokens whose KV comes from modules",
-    "computed": "prompt tokens that were computed: arguments and new text",
-    "first use": "first token of the prompt's first run, which encodes the modules that no prompt "
-    "has used before",
-    "reuse": "first token with all modules in the KV cache",
-    "no reuse": "first token with reuse=False: the same tokens at the same positions, all computed "
-    "(vLLM's prefix cache, which could reuse what another prompt began with, plays no part)",
+    "computed": "the other prompt tokens: arguments and new text",
+    "first use": "time to first token of the prompt's first run, which encodes the modules that no "
+    "prompt has used before",
+    "reuse": "time to first token with all modules in the KV cache",
+    "no reuse": "time to first token with reuse=False: the same tokens at the same positions, all "
+    "computed; vLLM's prefix cache, which knows how other prompts began, plays no part",
+    "ratio": "no reuse / reuse",
 }
 METHOD = f"""\
-"First token" is the time from calling generate() until it returns one token, one request at a \
-time. Parsing and planning the prompt are included. "reuse" and "no reuse" are medians of {NUM_RUNS} \
-runs each, taken by turns.
+Times are seconds from calling generate() until it returns one token, one request at a time, with \
+parsing and planning of the prompt. "reuse" and "no reuse" are medians of {NUM_RUNS} runs by turns.
 Reuse changes what modules attend to, so the two answers of a prompt may differ. The model is very \
 small: its answers are simple and often wrong, with or without reuse."""
 
@@ -79,13 +79,13 @@ def print_summary(console: Console, measurements: Sequence[Measurement]) -> None
     console.rule("[bold]Summary")
     table = Table()
     table.add_column("prompt", no_wrap=True)
-    for header in (*NOTES, "ratio"):
+    for header in COLUMNS:
         table.add_column(header, justify="right")
     for measured in measurements:
         table.add_row(*_cells(measured))
     console.print(table)
-    for header, note in NOTES.items():
-        console.print(f"[bold]{header}[/]: {note}")
+    for header, meaning in COLUMNS.items():
+        console.print(f"[bold]{header}[/]: {meaning}")
     console.print(METHOD)
 
 
@@ -95,6 +95,6 @@ def _cells(measured: Measurement) -> tuple[str, ...]:
         measured.title,
         str(measured.num_cached_tokens),
         str(measured.num_computed_tokens),
-        *(f"{seconds:.3f} s" for seconds in times),
+        *(f"{seconds:.3f}" for seconds in times),
         f"{measured.ratio:.1f}",
     )
