@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.engines import Answer, Engine, Spread, start
 from benchmarks.workloads import Documents, words
@@ -110,33 +109,33 @@ def compile_seconds(model: str) -> tuple[float, float, int]:
 
 
 def report(console: Console, ttft: TTFT, modular: Engine, plain: Engine, num_runs: int) -> None:
-    """Measures and prints the table."""
-    table = Table("what", "cached", "computed", "median (min to max)", "ratio")
+    """Measures and prints a line for each request, the ratios below."""
     rounds = interleaved(num_runs, ttft.reuse, ttft.hit)
     reuse, hit = spreads(rounds)
-    for name, answer, spread, ratio in (
-        ("prompt modules, shuffled", rounds[-1][0], reuse, reuse.over(hit)),
-        ("plain vLLM, prefix-cache hit", rounds[-1][1], hit, 1.0),
-    ):
-        _row(table, name, answer, spread, f"{ratio:.3f} of a hit")
+    _line(console, "prompt modules, shuffled", rounds[-1][0], reuse)
+    _line(console, "plain vLLM, prefix-cache hit", rounds[-1][1], hit)
+    console.print(f"  modules / hit: {reuse.over(hit):.3f}")
+    plans = Spread(tuple(modular.plan_seconds(ttft.prompt()) for _ in range(10 * num_runs)))
+    console.print(f"  of it, parsing and planning: {plans}")
     rounds = interleaved(num_runs, ttft.reuse, ttft.miss)
     reuse, miss = spreads(rounds)
-    _row(table, "plain vLLM, shuffled", rounds[-1][1], miss, f"{miss.over(reuse):.1f} x modules")
-    for name, max_tokens in (("plain prompt, first token", 1), ("plain prompt, 32 tokens", 32)):
+    _line(console, "plain vLLM, shuffled", rounds[-1][1], miss)
+    console.print(f"  plain, shuffled / modules: {miss.over(reuse):.1f}")
+    for max_tokens in (1, 32):
         rounds = interleaved(
             2 * num_runs,
             ttft.plain_prompt(modular, max_tokens=max_tokens),
             ttft.plain_prompt(plain, max_tokens=max_tokens),
         )
         on, off = spreads(rounds)
-        _row(table, f"{name}, flag on", rounds[-1][0], on, f"{on.over(off):.3f} of off")
-        _row(table, f"{name}, flag off", rounds[-1][1], off, "")
-    console.print(table)
+        _line(console, f"plain prompt, {max_tokens} tokens out, flag on", rounds[-1][0], on)
+        _line(console, f"plain prompt, {max_tokens} tokens out, flag off", rounds[-1][1], off)
+        console.print(f"  on / off: {on.over(off):.3f}")
 
 
-def _row(table: Table, name: str, answer: Answer, spread: Spread, ratio: str) -> None:
-    cached, computed = f"{answer.num_cached_tokens:,}", f"{answer.num_new_tokens:,}"
-    table.add_row(name, cached, computed, str(spread), ratio)
+def _line(console: Console, name: str, answer: Answer, spread: Spread) -> None:
+    tokens = f"{answer.num_cached_tokens:>6,} cached {answer.num_new_tokens:>6,} computed"
+    console.print(f"{name:38}{tokens}  {spread}", highlight=False)
 
 
 def main() -> None:
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=497, help="words a module (default: 497)")
     parser.add_argument("--kv-cache-gib", type=int, default=2, help="of each engine (default: 2)")
     args = parser.parse_args()
-    console = Console()
+    console = Console(soft_wrap=True)
     model = str(embedded_model(args.model) if args.model in MODELS else Path(args.model))
     max_model_len = args.documents * (args.words + 24) + 512
     options = {
@@ -164,8 +163,6 @@ def main() -> None:
     ):
         ttft = TTFT(modular, plain, args.documents, args.words)
         report(console, ttft, modular, plain, args.runs)
-        plans = Spread(tuple(modular.plan_seconds(ttft.prompt()) for _ in range(10 * args.runs)))
-        console.print(f"planning such a prompt: {plans}")
     total, tokenise, num_tokens = compile_seconds(model)
     console.print(
         f"compiling 1,000 modules, {num_tokens:,} tokens: {total:.2f} s, "

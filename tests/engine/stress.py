@@ -103,6 +103,7 @@ class Stress:
             "added": sum(self.counts[kind] for kind in KINDS),
             "finished": self.tally.num_outputs,
             "aborted": sum(self.counts[f"aborted while {s}"] for s in STATES),
+            "outgrown": self.counts["outgrown"],
             "preemptions": self._num_preemptions(),
             "encodes": scheduler.residency.encodes.num_started,
             "commits": stats.num_commits,
@@ -214,16 +215,33 @@ class Stress:
         live = self._live.pop(output.request_id)
         self.log.append(f"finished {live.kind} {output.request_id}")
         completion = output.outputs[0]
-        if completion.finish_reason != "length" or len(completion.token_ids) != live.num_tokens:
+        num_tokens = len(completion.token_ids)
+        if completion.finish_reason == "error" and self._has_outgrown_pool(live, num_tokens):
+            self.counts["outgrown"] += 1
+            return
+        if completion.finish_reason != "length" or num_tokens != live.num_tokens:
             self.counts["errors"] += 1
             why = f"{completion.finish_reason}: {completion.stop_reason}"
-            raise AssertionError(f"{why} after {len(completion.token_ids)} tokens: {live}")
-        self.tally.add(f"{live.kind} {live.prompt}", self._difference(live, output))
+            raise AssertionError(f"{why} after {num_tokens} tokens: {live}")
+        found = difference(self.reference, output, live.explanation)
+        self.tally.add(f"{live.kind} {live.prompt}", found)
         if live.explanation is not None and live.explanation["modules"]:
             self._seen_ids.append(list(output.prompt_token_ids))
 
-    def _difference(self, live: Live, output: RequestOutput) -> Any:
-        return difference(self.reference, output, live.explanation)
+    def _has_outgrown_pool(self, live: Live, num_generated: int) -> bool:
+        """Whether, preempted, it could not be admitted again with all that it has generated.
+
+        While it ran it did not need the blocks that its modules' tails were copied from.
+        """
+        if live.explanation is None:
+            return False
+        config = self.llm.llm_engine.vllm_config.cache_config
+        modules, size = live.explanation["modules"], config.block_size
+        num_shared = sum(module["num_full_blocks"] for module in modules)
+        num_tails = sum(module["num_tail_tokens"] > 0 for module in modules)
+        num_tokens = live.explanation["num_tokens"] + num_generated
+        num_own = -(-num_tokens // size) - num_shared
+        return num_shared + num_tails + num_own > config.num_gpu_blocks - 1
 
     def _check(self) -> None:
         scheduler_of(self.llm).check_integrity()

@@ -24,7 +24,7 @@ from tests.reference import Reference  # noqa: E402
 
 NUM_OPERATIONS = 2_000
 NUM_OPERATIONS_SLOW = 10_000
-NUM_BLOCKS = 48
+NUM_BLOCKS = 40
 ENGINE_ARGS = {
     "block_size": 32,
     "num_gpu_blocks_override": NUM_BLOCKS,
@@ -32,7 +32,7 @@ ENGINE_ARGS = {
     "max_model_len": 1024,
     "max_num_seqs": 8,
     # Few enough for an encode to take several steps.
-    "max_num_batched_tokens": 32,
+    "max_num_batched_tokens": 24,
     "prompt_modules": {"verify": True},
 }
 
