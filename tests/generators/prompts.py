@@ -48,7 +48,9 @@ def _import(rng: Random, module: Element) -> Element:
 def _argument(rng: Random, length: int) -> str:
     """Words for a parameter of `length` tokens: of full length, shorter, or none."""
     num_words = rng.choice((length, length, rng.randint(1, length), rng.randint(0, 1)))
-    return " ".join(rng.choice(WORDS) for _ in range(num_words))
+    argument = "".join(f" {rng.choice(WORDS)}" for _ in range(num_words))
+    # Without a space before it a word may be several tokens.
+    return argument.strip() if num_words + 5 <= length else argument
 
 
 def _maybe_unspelled(rng: Random, element: Element, ambiguous: set[str]) -> Element:

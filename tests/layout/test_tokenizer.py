@@ -42,6 +42,11 @@ def test_space_stands_in_for_the_unknown_token() -> None:
     assert tokenizer.placeholder_id == tokenizer.encode([" "])[0][0]
 
 
+def test_space_stands_in_where_the_unknown_token_means_something_else() -> None:
+    tokenizer = LayoutTokenizer(hf_tokenizer(CHATML, adds_bos=False, unk="</s>"))
+    assert tokenizer.placeholder_id == tokenizer.encode([" "])[0][0]
+
+
 def test_roles_of_a_chat_template() -> None:
     tokenizer = LayoutTokenizer(hf_tokenizer(LLAMA3, adds_bos=True, unk="<unk>"))
     assert tokenizer.roles.starts_with_bos

@@ -41,6 +41,7 @@ class WordTokenizer:
         self.chat_template = chat_template
         self.bos_token, self.eos_token = bos, eos
         self.bos_token_id = None if bos is None else self.ids(bos)[0]
+        self.eos_token_id = None if eos is None else self.ids(eos)[0]
         self.unk_token_id = 0 if has_unk else None
         self._adds_bos = adds_bos
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # The engine in this process: it starts sooner, and its errors are seen here.

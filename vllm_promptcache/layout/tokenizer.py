@@ -17,6 +17,7 @@ class HFTokenizer(Protocol):
     bos_token: str | None
     bos_token_id: int | None
     eos_token: str | None
+    eos_token_id: int | None
     unk_token_id: int | None
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]:
@@ -59,13 +60,16 @@ class LayoutTokenizer:
     def placeholder_id(self) -> int:
         """Token that stands in for an argument while its module is encoded (paper, section 3.3).
 
-        The unknown token; a tokenizer without one gives its token of a space.
+        The unknown token. A tokenizer without one of its own (SmolLM2 takes its end of text for
+        it, behind which a module would be encoded as if a new document began) gives its token of a
+        space.
 
         Raises:
             UnsupportedError: The tokenizer has neither.
         """
-        if self._tokenizer.unk_token_id is not None:
-            return self._tokenizer.unk_token_id
+        unknown, others = self._tokenizer.unk_token_id, self._tokenizer
+        if unknown is not None and unknown not in (others.bos_token_id, others.eos_token_id):
+            return unknown
         space = self.encode([" "])[0]
         if not space:
             raise UnsupportedError("the tokenizer has no token that can stand in for an argument")

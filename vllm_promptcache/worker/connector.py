@@ -89,8 +89,15 @@ class PromptModuleConnector(KVConnectorBase_V1):
         """Runs the copies of modules whose encode this step has finished."""
         self._worker.after_forward(self._get_connector_metadata())
 
+    def has_connector_metadata(self) -> bool:
+        """Tells vLLM's attention layers that no layer has anything to wait for or to save.
+
+        It is asked in every layer; copies run before and after the forward pass.
+        """
+        return False
+
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: copies run before the forward pass."""
+        """Nothing to wait for."""
 
     def save_kv_layer(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to save layer by layer."""
+        """Nothing to save."""
