@@ -16,6 +16,5 @@ def prepare_environment() -> None:
     )
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("OMP_NUM_THREADS", "2")
-    # Threads that spin while they wait would take the cores from whatever else runs.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # One thread: on two shared cores, threads that wait for each other are slower than one alone.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from vllm_promptcache.kernels.copier import make_slot_copier
-from vllm_promptcache.kernels.cpu import CPUSlotCopier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
 
@@ -35,6 +34,10 @@ def copies():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("source", "target"), list(copies()))
 def test_cpu_copy_equals_the_reference(write, dtype, source, target):
+    # Not at the top: an engine that starts in a process with numba's llvmlite loaded trips over
+    # it (vLLM 0.32 looks into all loaded modules), and pytest may collect this file for one.
+    from vllm_promptcache.kernels.cpu import CPUSlotCopier
+
     elements = probe_slot_elements(write, caches(dtype)[0], NUM_HEADS, HEAD_SIZE)
     expected, actual = caches(dtype), caches(dtype)
     SlotCopier(expected, elements).copy(source, target)
