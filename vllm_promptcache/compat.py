@@ -188,6 +188,19 @@ def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:
     wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
 
 
+def hide_llvmlite() -> None:
+    """Lets another engine start in a process that has numba loaded.
+
+    Symptom without it: "'_lib_fn_wrapper' object has no attribute 'get'" when vLLM starts.
+    Cause: `vllm.triton_utils.dispatcher` reads `vars()` of everything in every loaded module, and
+    llvmlite's lazy library answers any attribute, `__dict__` included, with a function.
+    Can go when either of them is more careful.
+    """
+    from llvmlite.binding import ffi
+
+    ffi.lib._fntab.setdefault("__dict__", {})
+
+
 def attention_layers(vllm_config: VllmConfig, names: Iterable[str]) -> dict[str, Any]:
     """vLLM's attention layers by name."""
     layers = vllm_config.compilation_config.static_forward_context

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from vllm.config import VllmConfig
 
-from vllm_promptcache.compat import attention_layers, kv_writer
+from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.core.step import BlockCheck, StepMetadata
 from vllm_promptcache.errors import ServerError
@@ -42,6 +42,7 @@ class ModuleWorker:
             kv_writer(layer), kv_caches[name], layer.num_kv_heads, layer.head_size
         )
         copier = make_slot_copier(list(kv_caches.values()), elements)
+        hide_llvmlite()
         return cls(copier, vllm_config.cache_config.block_size)
 
     def before_forward(self, step: StepMetadata) -> None:
