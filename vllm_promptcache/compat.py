@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
+    from vllm.v1.request import Request
 
 MODULE_HASH_PREFIX = b"prompt-module:"
 
@@ -41,6 +42,10 @@ PRIVATE_NAMES = {
         "BaseRenderer._process_tokens",
         "BaseRenderer._process_tokens_async",
     ),
+    "vllm.renderers.online_renderer": (
+        "OnlineRenderer.preprocess_cmpl",
+        "OnlineRenderer.preprocess_chat",
+    ),
     "vllm.v1.engine.input_processor": ("InputProcessor.process_inputs",),
     # Scheduling: `core/scheduler.py`.
     "vllm.v1.core.sched.scheduler": (
@@ -59,6 +64,7 @@ PRIVATE_NAMES = {
         "BlockPool.touch",
         "BlockPool.free_blocks",
     ),
+    "vllm.v1.request": ("Request.update_block_hashes",),
     "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
     "vllm.v1.engine.core": ("get_request_block_hasher",),
     # Workers: `worker/`.
@@ -121,27 +127,36 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
     setattr(owner, name, kind(hook) if kind else hook)
 
 
-def never_cache_blocks(manager: KVCacheManager, is_modular: Callable[[str], bool]) -> None:
-    """Keeps blocks of requests with modules out of vLLM's prefix cache.
+def never_cache_blocks(manager: KVCacheManager, is_encode: Callable[[str], bool]) -> None:
+    """Keeps blocks of encodes out of vLLM's prefix cache.
 
-    Symptom without it: vLLM publishes a request's full blocks under the hash of its token ids, and
-    a plain request with the same tokens reads KV that was computed behind modules.
-    Cause: the hash of a block does not know of modules or positions.
+    Symptom without it: vLLM publishes the blocks of an encode while they still hold placeholders.
+    Cause: it publishes every full block of a request.
     Can go when a request can opt out of publishing its blocks.
     """
 
     def cache_blocks(original: Callable[..., None], request: Any, num_tokens: int) -> None:
-        if not is_modular(request.request_id):
+        if not is_encode(request.request_id):
             original(request, num_tokens)
 
     wrap(manager.coordinator, "cache_blocks", cache_blocks)
 
 
-def never_hash_blocks(plan_key: str) -> None:
-    """Spares requests with modules the hashing of their prompt in the engine core.
+def set_block_hasher(request: Request, hasher: Callable[[Request], list[Any]]) -> None:
+    """Makes vLLM know the blocks of `request` by hashes of ours; it has none so far.
 
-    The hashes would be wrong (see `never_cache_blocks`) and cost about 10 us a block.
-    Can go when a request can opt out of prefix caching.
+    Can go when a request can bring its own hasher.
+    """
+    request._block_hasher = hasher
+    request.update_block_hashes()
+
+
+def never_hash_blocks(plan_key: str) -> None:
+    """Keeps vLLM's hashes from requests with modules.
+
+    Symptom without it: a plain request with the same tokens reads KV that was computed behind
+    modules, since the hash of a block does not know of modules or positions.
+    Can go when a request can bring its own hasher; see `set_block_hasher`.
     """
     import vllm.v1.engine.core as core
 

@@ -6,6 +6,7 @@ import pytest
 
 from tests.layout.compiling import Compiler, by_path
 from vllm_promptcache.layout import ContextSpan
+from vllm_promptcache.layout.compiler import salted
 from vllm_promptcache.plan.codec import unpack_module
 from vllm_promptcache.plan.sequence import ModuleSpan, Run, SequencePlan
 
@@ -138,12 +139,17 @@ def test_key_depends_on_the_context() -> None:
     assert not isolated & anchored
 
 
-def test_salt_counts_for_private_schemas_only() -> None:
+def test_a_private_schema_has_keys_of_its_own_for_each_tenant() -> None:
     compiler = Compiler()
-
-    def key(attributes: str, salt: bytes) -> bytes:
-        return compiler.compile(BASE, attributes, salt=salt).modules[1].key
-
-    assert key("", b"x") == key("", b"y")
-    private = 'private="true"'
-    assert len({key("", b"x"), key(private, b"x"), key(private, b"y")}) == 3
+    private = compiler.compile(BASE, 'private="true"')
+    layouts = [
+        compiler.compile(BASE),
+        private,
+        salted(private, b"x"),
+        salted(private, b"y"),
+    ]
+    assert len({layout.modules[1].key for layout in layouts}) == len(layouts)
+    assert salted(private, b"x") == layouts[2]
+    for layout in layouts:
+        module = layout.modules[1]
+        assert unpack_module(module.packed, key=module.key).token_ids == module.token_ids

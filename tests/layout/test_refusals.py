@@ -29,13 +29,6 @@ def test_scaffolds_are_not_there_yet() -> None:
     assert (error.line, error.column) == (3, 1)
 
 
-def test_a_private_schema_needs_a_salt() -> None:
-    error = Compiler().refused("one", 'private="true"')
-    assert error.message == (
-        "the schema is private, but there is no salt to keep its modules apart with"
-    )
-
-
 def test_a_tokenizer_without_placeholder() -> None:
     compiler = Compiler(WordTokenizer(has_unk=False))
     with pytest.raises(UnsupportedError, match="stand in for an argument"):

@@ -75,7 +75,6 @@ def test_options_reach_the_compiler_and_the_parser() -> None:
         max_model_len=10,
         block_size=4,
         default_encode="anchored",
-        salt=b"tenant",
         limits=Limits(max_document_bytes=40),
     )
     text = "one <module name='a'>two</module>"
@@ -86,3 +85,16 @@ def test_options_reach_the_compiler_and_the_parser() -> None:
     assert public.modules[1].key != layout.modules[1].key
     with pytest.raises(PMLError, match="more than 40"):
         planner.plan(f"<prompt schema='travel'>{'x' * 20}</prompt>")
+
+
+def test_a_private_schema_is_planned_with_the_salt_of_a_tenant(planner: Planner) -> None:
+    planner.add_schema(schema("<module name='a'>one two</module>", attributes='private="true"'))
+    text = "<prompt schema='travel'><a/> three</prompt>"
+    with pytest.raises(PMLError, match="is private: a request must have a salt"):
+        planner.plan(text)
+    with pytest.raises(ClientError, match="is private"):
+        planner.warm_plans("travel")
+    keys = [planner.plan(text, salt=salt).modules[-1].layout.key for salt in ("x", "y", "x")]
+    assert keys[0] == keys[2] != keys[1]
+    (warm,) = planner.warm_plans("travel", salt="x")
+    assert warm.sequence.spans[0].key == keys[0]

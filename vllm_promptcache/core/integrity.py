@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
+
 from vllm_promptcache.compat import MODULE_HASH_PREFIX
-from vllm_promptcache.core.request import EncodeRequest
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 
 if TYPE_CHECKING:
     from vllm_promptcache.core.scheduler import PromptModuleMixin
@@ -75,8 +77,15 @@ def _check_requests(scheduler: PromptModuleMixin) -> None:
             # No hash: the module lost its tail, which nobody holds, and was forgotten.
             assert block is mapped, "a mapped block was exchanged"
             assert block.block_hash in (None, block_hash), "a mapped block changed hands"
-        assert all(block.block_hash is None for block in own), "private KV was published"
+        _check_private(modular, own)
     for modular in scheduler.residency.requests.values():
         assert modular.request_id in scheduler.requests, "a request was forgotten"
         if isinstance(modular, EncodeRequest):
             assert modular.key in scheduler.residency.encodes, "an encode was forgotten"
+
+
+def _check_private(modular: ModularRequest, blocks: list[KVCacheBlock]) -> None:
+    """No private block carries a hash that is not of the request's own chain."""
+    chain = {make_block_hash_with_group_id(name, 0) for name in modular.request.block_hashes}
+    hashes = {block.block_hash for block in blocks} - {None}
+    assert hashes <= chain, "private KV was published under a foreign hash"

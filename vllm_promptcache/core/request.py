@@ -61,6 +61,8 @@ class ModularRequest:
         modules: Packed modules by key: all that `sequence` reads, and their contexts.
         block_size: Tokens a block.
         mapped: The modules it reads, set when it is being admitted; None if one is missing.
+        num_private_hits: Private blocks it was found to share with an earlier request, set with
+            `mapped`; they hold the tails of its modules.
         num_encodes: Encodes that were started for it.
     """
 
@@ -69,6 +71,7 @@ class ModularRequest:
     modules: Mapping[bytes, bytes]
     block_size: int
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
+    num_private_hits: int = 0
     num_encodes: int = 0
     offsets: PositionOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
@@ -84,6 +87,11 @@ class ModularRequest:
     def request_id(self) -> str:
         """vLLM's id of the request."""
         return self.request.request_id
+
+    @property
+    def num_copied_tokens(self) -> int:
+        """Tail tokens that are copied into the request's own blocks when it is admitted."""
+        return 0 if self.num_private_hits else self.num_tail_tokens
 
     @property
     def num_own_blocks(self) -> int:

@@ -9,7 +9,9 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.errors import PlanError
@@ -61,6 +63,10 @@ class ModuleResidency:
         """Returns the state of `request` if it reads modules."""
         return self._requests.get(request.request_id)
 
+    def is_encode(self, request_id: str) -> bool:
+        """Whether the request is an encode."""
+        return isinstance(self._requests.get(request_id), EncodeRequest)
+
     def add(self, request: Request) -> None:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
         extra_args = request.sampling_params.extra_args if request.sampling_params else None
@@ -71,9 +77,12 @@ class ModuleResidency:
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
+        modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
+        if not request.skip_reading_prefix_cache:
+            set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
-        self._enter(ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size))
+        self._enter(modular)
 
     def _enter(self, modular: ModularRequest) -> None:
         self._requests[modular.request_id] = modular
@@ -240,12 +249,13 @@ class ModuleResidency:
         return rejected
 
     def map(self, modular: ModularRequest) -> list[KVCacheBlock] | None:
-        """Returns the module blocks that `modular` shares, or None if a module is missing.
+        """Returns the blocks that `modular` shares, or None if a module is missing.
 
-        The scheduler references them before it allocates anything else, so that they cannot be
-        evicted in between. Sets `modular.mapped`.
+        The full blocks of its modules, then private blocks of an earlier request that began with
+        the same modules and text. The scheduler references them before it allocates anything else,
+        so that they cannot be evicted in between. Sets `modular.mapped`.
         """
-        modular.mapped = None
+        modular.mapped, modular.num_private_hits = None, 0
         mapped = []
         for span, key in modular.span_keys():
             if (module := self.store.lookup(key)) is None:
@@ -256,7 +266,20 @@ class ModuleResidency:
             mapped.append((span, module))
         modular.mapped = mapped
         size = self._block_size
-        return [b for span, m in mapped for b in m.blocks[: span.num_full_blocks(size)]]
+        private = self._private_hits(modular)
+        modular.num_private_hits = len(private)
+        return [b for span, m in mapped for b in m.blocks[: span.num_full_blocks(size)]] + private
+
+    def _private_hits(self, modular: ModularRequest) -> list[KVCacheBlock]:
+        hits: list[KVCacheBlock] = []
+        # Logits need at least one token that is computed.
+        last = (modular.request.num_tokens - 1) // self._block_size
+        for block_hash in modular.request.block_hashes[modular.num_shared_blocks : last]:
+            if (found := self._pool.get_cached_block(block_hash, [0])) is None:
+                break
+            hits += found
+        # All tails are copied, or none.
+        return hits if len(hits) * self._block_size >= modular.num_tail_tokens else []
 
     def admit(self, request: Request, block_ids: Sequence[int]) -> None:
         """Takes note that `request` has its blocks; plans the copies of its modules' tails.

@@ -40,8 +40,8 @@ class PromptModuleMixin(Scheduler):
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
         self.residency = ModuleResidency(manager.block_pool, self.block_size, verify=config.verify)
-        # Blocks of a request with modules hold KV that its tokens alone do not determine.
-        compat.never_cache_blocks(manager, self.residency.requests.__contains__)
+        # Blocks of an encode become the module's, and hold padding until then.
+        compat.never_cache_blocks(manager, self.residency.is_encode)
         self.connector.bind_residency(self.residency)
 
     @property

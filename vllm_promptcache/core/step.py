@@ -75,7 +75,7 @@ class StepBuilder:
             for span, module in modular.mapped or ()
             if (num_tail_tokens := span.num_tail_tokens(size))
         ]
-        if tails:
+        if modular.num_copied_tokens:
             indexes = ranges([(modular.num_shared_blocks * size, modular.num_tail_tokens)])
             self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
         if self._verify:

@@ -10,6 +10,7 @@ from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import ClientError, PlanError
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
+from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.pml import parse_prompt, parse_schema
 
 if TYPE_CHECKING:
@@ -89,22 +90,29 @@ class FrontEnd:
         layouts = self.planner.schemas.items()
         return {name: SchemaInfo.of(layout, self._block_size) for name, layout in layouts}
 
-    def warm_plans(self, name: str) -> list[PromptPlan]:
+    def warm_plans(self, name: str, *, salt: str | None = None) -> list[PromptPlan]:
         """Short sequences that make the engine encode all modules of a schema."""
-        return self.planner.warm_plans(name)
+        return self.planner.warm_plans(name, salt=salt)
 
-    def explain(self, text: str) -> Explanation:
+    def explain(self, text: str, *, salt: str | None = None) -> Explanation:
         """Explains the plan of a PML prompt. Raises as `plan`."""
-        return Explanation.of(self.plan(text))
+        return Explanation.of(self.plan(text, salt=salt))
 
-    def plan(self, text: str, *, reuse: bool = True) -> PromptPlan:
-        """Plans a PML prompt.
+    def plan(
+        self,
+        text: str,
+        *,
+        reuse: bool = True,
+        salt: str | None = None,
+        conversation: Conversation | None = None,
+    ) -> PromptPlan:
+        """Plans a PML prompt; see `Planner.plan`.
 
         Raises:
             PMLError: The prompt is not valid, or does not fit its schema.
             PlanError: The engine's KV cache can never hold the prompt and its modules.
         """
-        plan = self.planner.plan(text, reuse=reuse)
+        plan = self.planner.plan(text, reuse=reuse, salt=salt, conversation=conversation)
         self._check_room(plan)
         return plan
 

@@ -17,7 +17,9 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vllm_promptcache.compat import wrap
+from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.request_options import current_options, preprocess
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import PLAN_KEY
@@ -50,12 +52,28 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
         PlanError: The prompt holds something beside the document that does not go with it.
     """
     fields = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-    text = fields.get("prompt")
-    if "prompt_token_ids" in fields or not isinstance(text, str) or not is_prompt(text):
+    if PLAN_FIELD in fields:
+        return prompt
+    text = _document(front_end, fields)
+    if text is None:
         return prompt
     if "prompt_embeds" in fields or "multi_modal_data" in fields:
         raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
-    return {**fields, **planned_prompt(text, front_end.plan(text, reuse=reuse))}
+    salt = fields.get("cache_salt") or current_options().cache_salt
+    return {**fields, **planned_prompt(text, front_end.plan(text, reuse=reuse, salt=salt))}
+
+
+def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | None:
+    """The PML document that a prompt is or asks for."""
+    text = None if "prompt_token_ids" in fields else fields.get("prompt")
+    is_pml = isinstance(text, str) and is_prompt(text)
+    modules = current_options().prompt_modules
+    if modules is None or not modules.is_prompt:
+        return text if is_pml else None
+    if is_pml or not isinstance(text, str):
+        raise PlanError("prompt_modules goes with a prompt of plain text")
+    schema = front_end.planner.schemas.get(modules.schema_name or "")
+    return modules.to_pml(text, as_user=schema is not None and schema.has_roles)
 
 
 class PromptModuleRenderer(BaseRenderer):
@@ -64,6 +82,30 @@ class PromptModuleRenderer(BaseRenderer):
     def __init__(self, config: Any, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.front_end = FrontEnd.create(config, tokenizer)
+
+    def render_messages(self, messages: Any, params: Any) -> Any:
+        chat = PMLChat.find(messages)
+        if chat is None:
+            return super().render_messages(messages, params)
+        return self._plan_chat(chat, *super().render_messages(chat.messages, params))
+
+    async def render_messages_async(self, messages: Any, params: Any) -> Any:
+        chat = PMLChat.find(messages)
+        if chat is None:
+            return await super().render_messages_async(messages, params)
+        return self._plan_chat(chat, *await super().render_messages_async(chat.messages, params))
+
+    def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
+        if "multi_modal_data" in prompt:
+            raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
+        planner = self.front_end.planner
+        plan = self.front_end.plan(
+            chat.document,
+            salt=current_options().cache_salt,
+            conversation=chat.read(prompt.get("prompt"), planner.tokenizer),
+        )
+        first, *turns = conversation
+        return [{**first, "content": chat.document}, *turns], planned_prompt(chat.document, plan)
 
     def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
         planned = self._plan(prompt, params)
@@ -146,6 +188,10 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
 
     Also hooks the input processor: a plan is of use only where both are in place.
     """
+    from vllm.renderers.online_renderer import OnlineRenderer
+
+    wrap(OnlineRenderer, "preprocess_cmpl", preprocess)
+    wrap(OnlineRenderer, "preprocess_chat", preprocess)
     wrap(InputProcessor, "process_inputs", process_inputs)
     renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
     name = f"PromptModule{renderer_cls.__name__}"

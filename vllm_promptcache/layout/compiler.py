@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 import msgspec
@@ -19,6 +21,9 @@ from vllm_promptcache.pml.diagnostics import pml_error
 KEY_VERSION = 1
 """Part of every key; changes with whatever else a module's KV depends on."""
 
+# Keys of a private schema before it is `salted`: they are those of no public module.
+_NO_TENANT = b"private"
+
 
 def compile_schema(
     schema: Schema,
@@ -26,7 +31,6 @@ def compile_schema(
     *,
     default_encode: EncodePolicy = "isolated",
     max_model_len: int | None,
-    salt: bytes = b"",
 ) -> SchemaLayout:
     """Lays out a schema and derives all that is needed to encode its modules.
 
@@ -38,19 +42,18 @@ def compile_schema(
         tokenizer: The model's tokenizer.
         default_encode: Policy where neither the module nor the schema says one.
         max_model_len: Positions the model has, None for no limit.
-        salt: The tenant's salt; part of the keys of a private schema.
 
     Raises:
         PMLError: The schema is too long, uses a role that the model does not have or a feature
-            that is not there yet, or is private where there is no salt.
+            that is not there yet.
         UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
     """
-    _check_features(schema, salt)
+    _check_features(schema)
     has_roles = _check_roles(schema, tokenizer)
     placement = _place(schema, tokenizer, schema.encode or default_encode)
     drafts = placement.modules
     _check_length(schema, drafts[0].end, max_model_len)
-    modules = _finish(drafts, salt if schema.private else b"")
+    modules = _finish(drafts, _NO_TENANT if schema.private else b"")
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
         by_name.setdefault(module.name, []).append(module.index)
@@ -65,15 +68,12 @@ def compile_schema(
     )
 
 
-def _check_features(schema: Schema, salt: bytes) -> None:
+def _check_features(schema: Schema) -> None:
     if schema.layout == "compact":
         _refuse(schema, schema.location, '`layout="compact"` is not supported yet', "leave it out")
     if schema.scaffolds:
         location = schema.scaffolds[0].location
         _refuse(schema, location, "`<scaffold>` is not supported yet", "leave it out")
-    if schema.private and not salt:
-        message = "the schema is private, but there is no salt to keep its modules apart with"
-        _refuse(schema, schema.location, message, "give the server a salt for the tenant")
 
 
 def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
@@ -106,6 +106,20 @@ def _place(schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy) -> 
     return placement
 
 
+def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
+    """Returns a private schema as it is for one tenant: its modules are shared with no other.
+
+    Args:
+        layout: A private schema.
+        salt: The tenant's salt; part of all keys.
+    """
+    modules: list[ModuleLayout] = []
+    for module in layout.modules:
+        key, packed = _identify(module, modules, salt)
+        modules.append(replace(module, key=key, packed=packed))
+    return replace(layout, modules=tuple(modules))
+
+
 def _finish(drafts: list[ModuleDraft], salt: bytes) -> tuple[ModuleLayout, ...]:
     modules: list[ModuleLayout] = []
     for draft in drafts:
@@ -118,15 +132,10 @@ def _module(
 ) -> ModuleLayout:
     """Makes a module of its draft, given all modules before it."""
     context = _context(draft, drafts)
-    spans = tuple(ModuleSpan(done[span.index].key, span.num_tokens) for span in context)
-    sequence = SequencePlan(spans, merge_runs(draft.runs))
-    token_ids, kept_runs = tuple(draft.token_ids), merge_runs(draft.kept_runs)
-    key = _key(sequence, token_ids, kept_runs, salt)
-    spec = ModuleSpec(key, sequence, token_ids, kept_runs)
     dependencies = {span.index for span in context}.union(
         *(done[span.index].dependencies for span in context)
     )
-    return ModuleLayout(
+    module = ModuleLayout(
         index=draft.index,
         path=draft.path,
         parent=draft.parent,
@@ -137,18 +146,31 @@ def _module(
         policy=draft.policy,
         cached=draft.cached,
         parameters=draft.parameters,
-        token_ids=token_ids,
-        position_runs=sequence.position_runs,
-        kept_runs=kept_runs,
+        token_ids=tuple(draft.token_ids),
+        position_runs=merge_runs(draft.runs),
+        kept_runs=merge_runs(draft.kept_runs),
         kept_token_ids=tuple(draft.kept_ids),
         kept_position_runs=merge_runs(draft.kept_position_runs),
         context=context,
         # Ancestors come first in document order, and only they can be context.
         dependencies=tuple(sorted(dependencies)),
         role_end=draft.role_end,
-        key=key,
-        packed=pack_module(spec) if draft.cached and kept_runs else b"",
+        key=b"",
+        packed=b"",
     )
+    key, packed = _identify(module, done, salt)
+    return replace(module, key=key, packed=packed)
+
+
+def _identify(
+    module: ModuleLayout, done: Sequence[ModuleLayout], salt: bytes
+) -> tuple[bytes, bytes]:
+    """Key and packed form of a module, given those of all modules before it."""
+    spans = tuple(ModuleSpan(done[span.index].key, span.num_tokens) for span in module.context)
+    sequence = SequencePlan(spans, module.position_runs)
+    key = _key(sequence, module.token_ids, module.kept_runs, salt)
+    spec = ModuleSpec(key, sequence, module.token_ids, module.kept_runs)
+    return key, pack_module(spec) if module.is_reusable else b""
 
 
 def _context(draft: ModuleDraft, drafts: list[ModuleDraft]) -> tuple[ContextSpan, ...]:

@@ -87,6 +87,11 @@ class LayoutTokenizer:
         """The same for a text with chat roles, whose template may ask for the token as well."""
         return self._tokenizer.bos_token_id if self.roles.starts_with_bos else self.bos_id
 
+    @property
+    def bos_text(self) -> str:
+        """Text of the BOS token, empty if there is none."""
+        return self._tokenizer.bos_token or ""
+
     @cached_property
     def roles(self) -> ChatRoles:
         """What the model's chat template puts around messages.
@@ -94,8 +99,8 @@ class LayoutTokenizer:
         Raises:
             UnsupportedError: There is no chat template, or it cannot be taken apart.
         """
-        bos, eos = self._tokenizer.bos_token or "", self._tokenizer.eos_token or ""
-        return derive_roles(self._render, bos=bos, eos=eos)
+        eos = self._tokenizer.eos_token or ""
+        return derive_roles(self._render, bos=self.bos_text, eos=eos)
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> Any:
         return self._tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]

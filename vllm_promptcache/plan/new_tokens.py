@@ -18,13 +18,27 @@ from vllm_promptcache.pml.diagnostics import pml_error, quote
 TokenIds: TypeAlias = Mapping[str, list[int]]
 
 
-def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer) -> TokenIds:
+@dataclass(frozen=True, slots=True)
+class TextFrame:
+    """Text around the new text that stands behind all imports.
+
+    Attributes:
+        before: Text before it.
+        behind: Text behind it.
+        behind_user_only: Whether `behind` is for prompts that end with a user message.
+    """
+
+    before: str = ""
+    behind: str = ""
+    behind_user_only: bool = False
+
+
+def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, frame: TextFrame) -> TokenIds:
     """Tokenises all texts of a prompt in one call, which costs more than a short text's tokens."""
     texts = {given.argument.value for given in resolved.arguments}
     for group in (*resolved.inner, *resolved.trailing):
         texts.update(piece.text for piece in group.pieces)
-    if resolved.has_roles:
-        texts.add(tokenizer.roles.generation_prompt)
+    texts.update(filter(None, (frame.before, frame.behind)))
     return dict(zip(texts, tokenizer.encode(list(texts)), strict=True))
 
 
@@ -54,18 +68,16 @@ def place_text(
     layout: SchemaLayout,
     resolved: ResolvedPrompt,
     token_ids: TokenIds,
-    generation_prompt: str,
+    frame: TextFrame,
 ) -> list[NewTokens]:
     """Places new text between the imports, then the rest of it behind everything else.
-
-    Where a user message is the last thing in the prompt, the generation prompt follows.
 
     Args:
         prompt: For error messages.
         layout: The prompt's schema.
         resolved: The prompt.
         token_ids: What `tokenize` returned.
-        generation_prompt: Text that asks for an answer; empty without chat roles.
+        frame: Text around the text behind all imports, a generation prompt among others.
 
     Raises:
         PMLError: There is no room for text that stands before an import.
@@ -77,10 +89,12 @@ def place_text(
         placer = TextPlacer.of(prompt, layout, resolved.modules)
         for group in resolved.inner:
             text.add(group, placer.place(group, text.num_tokens(group)))
+    if frame.before:
+        text.append("", token_ids[frame.before], text.end)
     for group in resolved.trailing:
         text.add(group, text.end)
-    if generation_prompt and text.ends_with_user():
-        text.append("", token_ids[generation_prompt], text.end)
+    if frame.behind and (text.ends_with_user() or not frame.behind_user_only):
+        text.append("", token_ids[frame.behind], text.end)
     return text.new
 
 

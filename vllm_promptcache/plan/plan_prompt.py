@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.plan.new_tokens import place_arguments, place_text, tokenize
+from vllm_promptcache.plan.chat import Conversation, close_with_user
+from vllm_promptcache.plan.new_tokens import TextFrame, place_arguments, place_text, tokenize
 from vllm_promptcache.plan.prompt_plan import (
     NewTokens,
     PlannedModule,
@@ -27,6 +28,7 @@ def plan_prompt(
     *,
     max_model_len: int,
     block_size: int,
+    conversation: Conversation | None = None,
 ) -> PromptPlan:
     """Plans a prompt.
 
@@ -34,7 +36,7 @@ def plan_prompt(
     import takes positions that the schema leaves free, see `TextPlacer.place`; text behind it
     follows everything else. A role's wrapper is new text where the role begins and ends, also
     when imports stand inside of it. Where a user message is the last thing in the prompt, the
-    template's generation prompt follows.
+    template's generation prompt follows, or the further turns of the conversation.
 
     Args:
         prompt: A parsed prompt.
@@ -42,6 +44,7 @@ def plan_prompt(
         tokenizer: The tokenizer that `layout` was compiled with.
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
+        conversation: What follows the prompt in a chat, instead of the generation prompt.
 
     Raises:
         PMLError: A name is wrong, text or an argument does not fit, or no position is left for
@@ -49,12 +52,18 @@ def plan_prompt(
         UnsupportedError: The prompt uses roles, and the model's chat template cannot be taken
             apart.
     """
+    if conversation is not None:
+        prompt = close_with_user(prompt)
     resolved = resolve_prompt(prompt, layout, tokenizer)
-    token_ids = tokenize(resolved, tokenizer)
-    generation_prompt = tokenizer.roles.generation_prompt if resolved.has_roles else ""
+    if conversation is None:
+        generation_prompt = tokenizer.roles.generation_prompt if resolved.has_roles else ""
+        frame = TextFrame(behind=generation_prompt, behind_user_only=True)
+    else:
+        frame = TextFrame(before=conversation.tools, behind=conversation.turns)
+    token_ids = tokenize(resolved, tokenizer, frame)
     new = [
         *place_arguments(prompt, resolved, token_ids),
-        *place_text(prompt, layout, resolved, token_ids, generation_prompt),
+        *place_text(prompt, layout, resolved, token_ids, frame),
         *_uncached(resolved.modules),
     ]
     modules, repeated = _reuse(resolved.modules, max((tokens.end for tokens in new), default=0))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
 from threading import Lock
 
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.layout.compiler import compile_schema
+from vllm_promptcache.layout.compiler import compile_schema, salted
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
+from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline, warm_plans
 from vllm_promptcache.plan.resolve import quote_some
@@ -25,11 +28,18 @@ from vllm_promptcache.pml import (
     quote,
 )
 
+# Private schemas of tenants that are kept ready; another one is derived again when it is used.
+MAX_NUM_SALTED = 256
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Compiled:
     schema: Schema
     layout: SchemaLayout
+
+
+def _salted(compiled: _Compiled, salt: bytes) -> SchemaLayout:
+    return salted(compiled.layout, salt)
 
 
 class Planner:
@@ -43,7 +53,6 @@ class Planner:
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
         default_encode: Policy of schemas that do not say their own.
-        salt: Salt for private schemas; without one they are refused.
         limits: What a prompt may ask of the parser.
     """
 
@@ -54,18 +63,17 @@ class Planner:
         max_model_len: int,
         block_size: int,
         default_encode: EncodePolicy = "isolated",
-        salt: bytes = b"",
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len
         self.block_size = block_size
         self._default_encode = default_encode
-        self._salt = salt
         self._limits = limits
         self._lock = Lock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, _Compiled] = {}
+        self._salted = lru_cache(MAX_NUM_SALTED)(_salted)
 
     @property
     def schemas(self) -> Mapping[str, SchemaLayout]:
@@ -89,7 +97,6 @@ class Planner:
                 self.tokenizer,
                 default_encode=self._default_encode,
                 max_model_len=self.max_model_len,
-                salt=self._salt,
             )
             self._schemas = {**self._schemas, schema.name: _Compiled(schema, layout)}
             return layout
@@ -104,46 +111,66 @@ class Planner:
             self._get(name)
             self._schemas = {key: kept for key, kept in self._schemas.items() if key != name}
 
-    def warm_plans(self, name: str) -> list[PromptPlan]:
+    def warm_plans(self, name: str, *, salt: str | None = None) -> list[PromptPlan]:
         """Plans that make the engine encode all modules of a schema ahead of its prompts.
 
         Raises:
-            ClientError: There is no schema of that name.
+            ClientError: There is no schema of that name, or it is private and there is no salt.
         """
-        return warm_plans(self._get(name), block_size=self.block_size)
+        layout = self._layout_for(self._get(name), salt)
+        return warm_plans(layout, block_size=self.block_size)
 
-    def plan(self, pml_text: str, *, reuse: bool = True) -> PromptPlan:
+    def plan(
+        self,
+        pml_text: str,
+        *,
+        reuse: bool = True,
+        salt: str | None = None,
+        conversation: Conversation | None = None,
+    ) -> PromptPlan:
         """Parses and plans a prompt.
 
         Args:
             pml_text: The prompt in PML.
             reuse: Whether modules are reused; if not, the plan is one plain prefill of the same
                 tokens at the same positions.
+            salt: The tenant's salt (`cache_salt` of a request), which a private schema needs.
+            conversation: What follows the prompt in a chat.
 
         Raises:
             PMLError: The prompt breaks a rule, or names a schema that is not there.
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
         prompt = parse_prompt(pml_text, limits=self._limits)
-        layout = self._layout_of(prompt)
+        layout = self._layout_of(prompt, salt)
         plan = plan_prompt(
             prompt,
             layout,
             self.tokenizer,
             max_model_len=self.max_model_len,
             block_size=self.block_size,
+            conversation=conversation,
         )
         return plan if reuse else baseline(plan, layout)
 
-    def _get(self, name: str) -> SchemaLayout:
+    def _get(self, name: str) -> _Compiled:
         compiled = self._schemas.get(name)
         if compiled is None:
             raise ClientError(f"there is no schema {quote(name)}", self._hint(name))
-        return compiled.layout
+        return compiled
 
-    def _layout_of(self, prompt: Prompt) -> SchemaLayout:
+    def _layout_for(self, compiled: _Compiled, salt: str | None) -> SchemaLayout:
+        if not compiled.layout.private:
+            return compiled.layout
+        if not salt:
+            message = f"schema {quote(compiled.layout.name)} is private: a request must have a salt"
+            raise ClientError(message, "set `cache_salt` to a secret of the tenant")
+        # A digest, since a salt may be of any length and stays in memory.
+        return self._salted(compiled, sha256(salt.encode(errors="surrogatepass")).digest())
+
+    def _layout_of(self, prompt: Prompt, salt: str | None) -> SchemaLayout:
         try:
-            return self._get(prompt.schema)
+            return self._layout_for(self._get(prompt.schema), salt)
         except ClientError as error:
             place = prompt.location
             raise pml_error(prompt.source, place, error.message, error.hint) from None

@@ -60,7 +60,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         modular = self._residency.get(request)
         if modular is None:
             return 0, False
-        return (None if modular.mapped is None else modular.num_tail_tokens), False
+        return (None if modular.mapped is None else modular.num_copied_tokens), False
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int

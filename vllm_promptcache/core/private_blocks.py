@@ -1,0 +1,59 @@
+"""Hashes of a request's private blocks: what follows its modules, reused by the next turn.
+
+The KV of a private block depends on the modules that the request reads, on the tokens before it and
+on their positions. So its hash chains from a root that covers the modules, not from vLLM's.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+    from vllm_promptcache.core.request import ModularRequest
+
+_ROOT = b"prompt-module-private"
+
+
+class PrivateBlockHasher:
+    """Hashes the full blocks of one request; vLLM calls it whenever the request has new tokens.
+
+    The entries of shared blocks are never looked up or published: they only keep vLLM's list of
+    hashes aligned with its block table.
+
+    Args:
+        modular: The request, whose modules and positions are part of each hash.
+    """
+
+    def __init__(self, modular: ModularRequest) -> None:
+        request = modular.request
+        spans = [(key, span.num_tokens) for span, key in modular.span_keys()]
+        lora = request.lora_request and request.lora_request.lora_name
+        self._modular = modular
+        self._root = _hash(_ROOT, spans, lora, request.cache_salt)
+
+    def __call__(self, request: Request) -> list[Any]:
+        """Returns the hashes of full blocks behind those that `request` has hashes of."""
+        hashes: list[Any] = list(request.block_hashes)
+        num_known = len(hashes)
+        if not hashes:
+            hashes = [self._root] * self._modular.num_shared_blocks
+        size = self._modular.block_size
+        for end in range((len(hashes) + 1) * size, request.num_tokens + 1, size):
+            parent = hashes[-1] if hashes else self._root
+            hashes.append(self._hash_block(request, parent, end - size, end))
+        return hashes[num_known:]
+
+    def _hash_block(self, request: Request, parent: bytes, start: int, end: int) -> bytes:
+        # Tail tokens come first; they and their positions are given by the root.
+        computed = max(start, self._modular.sequence.num_cached_tokens)
+        offsets = self._modular.offsets.slices(computed, max(end - computed, 0))
+        return _hash(parent, list(request.all_token_ids[start:end]), offsets)
+
+
+def _hash(*parts: Any) -> bytes:
+    return sha256(msgspec.msgpack.encode(parts)).digest()

@@ -1,0 +1,135 @@
+"""What a request says beside its prompt: the tenant's salt, and prompts without markup.
+
+vLLM's servers hand a renderer the prompt alone, so these travel in a context variable from the call
+that has the request to the one that plans it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Annotated, Any
+from xml.sax.saxutils import escape, quoteattr
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from vllm_promptcache.errors import PlanError
+
+REQUEST_FIELD = "prompt_modules"
+
+_NAME = r"[A-Za-z_][A-Za-z0-9_.\-]*"
+_Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$", max_length=256)]
+_Path = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=4096)]
+
+
+class PromptModules(BaseModel):
+    """The field `prompt_modules` of a request: a prompt without markup.
+
+    Attributes:
+        schema_name: The schema, called `schema` in JSON.
+        imports: Paths of the modules to import, such as `trip-plan/miami`.
+        arguments: Module path -> parameter -> value.
+        text: New text behind the modules, before that of the request's own prompt.
+        detail: Whether the response tells what was reused.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_name: _Name | None = Field(default=None, alias="schema")
+    imports: list[_Path] = Field(default_factory=list, max_length=4096)
+    arguments: dict[_Path, dict[_Name, str]] = Field(default_factory=dict)
+    text: str = ""
+    detail: bool = False
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it names a schema, and not just asks for details."""
+        return self.schema_name is not None
+
+    def to_pml(self, text: str, *, as_user: bool = False) -> str:
+        """Returns the prompt as PML.
+
+        Args:
+            text: The request's own prompt, which stands behind everything else.
+            as_user: Whether the new text is a user message.
+
+        Raises:
+            PlanError: An argument is for no import.
+        """
+        unused = self.arguments.keys() - _with_ancestors(self.imports)
+        if unused:
+            raise PlanError(f"prompt_modules: arguments for {min(unused)!r}, which is not imported")
+        tree: dict[str, Any] = {}
+        for path in self.imports:
+            node = tree
+            for name in path.split("/"):
+                node = node.setdefault(name, {})
+        imports = "".join(self._element(name, (), children) for name, children in tree.items())
+        new = escape(self.text + text)
+        if as_user and new:
+            new = f"<user>{new}</user>"
+        return f'<prompt schema="{self.schema_name}" xml:space="preserve">{imports}{new}</prompt>'
+
+    def _element(self, name: str, above: tuple[str, ...], children: dict[str, Any]) -> str:
+        path = (*above, name)
+        values = self.arguments.get("/".join(path), {})
+        arguments = "".join(f" {key}={quoteattr(value)}" for key, value in values.items())
+        inner = "".join(self._element(child, path, below) for child, below in children.items())
+        return f"<{name}{arguments}>{inner}</{name}>"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Fields of a request that planning depends on.
+
+    Attributes:
+        cache_salt: The tenant's salt.
+        prompt_modules: A prompt without markup.
+    """
+
+    cache_salt: str | None = None
+    prompt_modules: PromptModules | None = None
+
+    @classmethod
+    def of(cls, request: Any) -> RequestOptions:
+        """Reads the options of a request body.
+
+        Raises:
+            PlanError: The field `prompt_modules` is malformed.
+        """
+        field = (getattr(request, "model_extra", None) or {}).get(REQUEST_FIELD)
+        return cls(getattr(request, "cache_salt", None), field and _parse(field))
+
+
+_current: ContextVar[RequestOptions] = ContextVar("prompt_module_options")
+
+
+def current_options() -> RequestOptions:
+    """The options of the request that is being rendered."""
+    return _current.get(RequestOptions())
+
+
+async def preprocess(
+    original: Callable[..., Any], renderer: Any, request: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Wraps the methods of vLLM's `OnlineRenderer` that see both request and prompt."""
+    token = _current.set(RequestOptions.of(request))
+    try:
+        return await original(renderer, request, *args, **kwargs)
+    finally:
+        _current.reset(token)
+
+
+def _parse(field: Any) -> PromptModules:
+    try:
+        return PromptModules.model_validate(field)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, (REQUEST_FIELD, *problem["loc"])))
+        raise PlanError(f"{place}: {problem['msg']}") from None
+
+
+def _with_ancestors(paths: list[str]) -> set[str]:
+    parts = (path.split("/") for path in paths)
+    return {"/".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
