@@ -46,6 +46,14 @@ PRIVATE_NAMES = {
         "OnlineRenderer.preprocess_cmpl",
         "OnlineRenderer.preprocess_chat",
     ),
+    "vllm.entrypoints.openai.completion.serving": (
+        "OpenAIServingCompletion.request_output_to_completion_response",
+        "OpenAIServingCompletion.completion_stream_generator",
+    ),
+    "vllm.entrypoints.openai.chat_completion.serving": (
+        "OpenAIServingChat.chat_completion_full_generator",
+        "OpenAIServingChat.chat_completion_stream_generator",
+    ),
     "vllm.v1.engine.input_processor": ("InputProcessor.process_inputs",),
     # Scheduling: `core/scheduler.py`.
     "vllm.v1.core.sched.scheduler": (

@@ -64,6 +64,7 @@ class ModularRequest:
         num_private_hits: Private blocks it was found to share with an earlier request, set with
             `mapped`; they hold the tails of its modules.
         num_encodes: Encodes that were started for it.
+        encoded_keys: Modules it found missing, so that they were encoded for it.
     """
 
     request: Request
@@ -73,6 +74,7 @@ class ModularRequest:
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
     num_private_hits: int = 0
     num_encodes: int = 0
+    encoded_keys: set[bytes] = field(default_factory=set)
     offsets: PositionOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
     num_tail_tokens: int = field(init=False)
@@ -87,6 +89,11 @@ class ModularRequest:
     def request_id(self) -> str:
         """vLLM's id of the request."""
         return self.request.request_id
+
+    @property
+    def num_encoded_tokens(self) -> int:
+        """Tokens it reads of modules that were encoded for it."""
+        return sum(span.num_tokens for span, key in self.span_keys() if key in self.encoded_keys)
 
     @property
     def num_copied_tokens(self) -> int:

@@ -14,6 +14,7 @@ from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
+from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
 from vllm_promptcache.store import ModuleStore
@@ -52,6 +53,7 @@ class ModuleResidency:
         self._waiting: set[str] = set()
         # Waiting requests whose modules are all pinned: nothing can change for them.
         self._held: set[str] = set()
+        self._admitted: list[ModularRequest] = []
         self._step = StepBuilder(verify=verify)
 
     @property
@@ -224,6 +226,7 @@ class ModuleResidency:
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
         waiter.num_encodes += 1
+        waiter.encoded_keys.add(waiter.store_key(key))
         try:
             if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
                 raise PlanError("the prompt's modules do not fit the KV cache together")
@@ -291,6 +294,7 @@ class ModuleResidency:
         if (modular := self.get(request)) is not None:
             self._step.admit(modular, block_ids)
             self._leave_queue(modular)
+            self._admitted.append(modular)
 
     def end_step(
         self, num_scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], list[int]]
@@ -301,7 +305,10 @@ class ModuleResidency:
             num_scheduled_tokens: Request id -> tokens computed in the step.
             block_ids_of: Returns the block table of a request id.
         """
+        for modular in self._admitted:
+            uncount_encoded(modular)
+        self._admitted.clear()
         for request_id, num_tokens in num_scheduled_tokens.items():
-            if (modular := self._requests.get(request_id)) is not None:
-                self._step.compute(modular, num_tokens, block_ids_of)
+            if (reader := self._requests.get(request_id)) is not None:
+                self._step.compute(reader, num_tokens, block_ids_of)
         return self._step.take()

@@ -22,6 +22,7 @@ from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.integrity import check_integrity
 from vllm_promptcache.core.request import EncodeRequest
 from vllm_promptcache.core.residency import ModuleResidency
+from vllm_promptcache.core.usage import module_usage
 from vllm_promptcache.plan.codec import PLAN_KEY
 from vllm_promptcache.store import ModuleStore
 
@@ -137,8 +138,13 @@ class PromptModuleMixin(Scheduler):
         self, request: Request, delay_free_blocks: bool = False
     ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         blocks = self.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+        modular = self.residency.get(request)
         self.residency.finish(request, blocks)
-        return super()._free_request(request, delay_free_blocks)
+        kv_params, ec_params = super()._free_request(request, delay_free_blocks)
+        usage = None if modular is None else module_usage(modular)
+        if usage is not None:
+            kv_params = {**(kv_params or {}), "prompt_modules": usage}
+        return kv_params, ec_params
 
 
 class PromptModuleScheduler(PromptModuleMixin, Scheduler):

@@ -17,12 +17,13 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vllm_promptcache.compat import wrap
+from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.request_options import current_options, preprocess
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.codec import PLAN_KEY
+from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.pml import is_prompt
 
 
@@ -34,9 +35,17 @@ class RequestRefused(PlanError, VLLMClientError):
 PLAN_FIELD = "prompt_module_plan"
 
 
+# Under this one, paths of its modules, where the client wants to know about them.
+_PATHS_FIELD = "prompt_module_paths"
+
+
 def planned_prompt(text: str, plan: PromptPlan) -> dict[str, Any]:
     """A prompt for vLLM's front end that is planned already."""
-    return {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+    planned = {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+    modules = current_options().prompt_modules
+    if modules is not None and modules.detail:
+        planned[_PATHS_FIELD] = [item.layout.path for item in plan.modules if item.num_tokens]
+    return planned
 
 
 def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
@@ -134,6 +143,7 @@ class PromptModuleRenderer(BaseRenderer):
 def _keep_plan(prompt: Any, engine_input: Any) -> Any:
     if (plan := prompt.get(PLAN_FIELD)) is not None:
         engine_input[PLAN_FIELD] = plan
+        engine_input[_PATHS_FIELD] = prompt.get(_PATHS_FIELD)
     return engine_input
 
 
@@ -159,8 +169,11 @@ def process_inputs(
         # vLLM's copy of the parameters shares this dict with the caller's: make a new one.
         extra_args = dict(sampling_params.extra_args or {})
         extra_args.pop(PLAN_KEY, None)
+        extra_args.pop(DETAIL_KEY, None)
         if plan is not None:
             extra_args[PLAN_KEY] = plan.packed
+            if (paths := prompt.get(_PATHS_FIELD)) is not None:
+                extra_args[DETAIL_KEY] = paths
             room = processor.model_config.max_model_len - plan.next_position
             sampling_params.max_tokens = min(sampling_params.max_tokens, room)
         sampling_params.extra_args = extra_args or None
@@ -188,10 +201,16 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
 
     Also hooks the input processor: a plan is of use only where both are in place.
     """
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.renderers.online_renderer import OnlineRenderer
 
     wrap(OnlineRenderer, "preprocess_cmpl", preprocess)
     wrap(OnlineRenderer, "preprocess_chat", preprocess)
+    wrap(OpenAIServingCompletion, "request_output_to_completion_response", detail.in_completion)
+    wrap(OpenAIServingCompletion, "completion_stream_generator", detail.in_stream)
+    wrap(OpenAIServingChat, "chat_completion_full_generator", detail.in_chat)
+    wrap(OpenAIServingChat, "chat_completion_stream_generator", detail.in_stream)
     wrap(InputProcessor, "process_inputs", process_inputs)
     renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
     name = f"PromptModule{renderer_cls.__name__}"

@@ -17,6 +17,8 @@ from vllm_promptcache.plan.sequence import KEY_BYTES, ModuleSpan, ModuleSpec, Ru
 T = TypeVar("T")
 
 PLAN_KEY = "prompt_modules"
+# Beside the plan: paths of the modules it reads, where the client wants to know about them.
+DETAIL_KEY = "prompt_module_paths"
 PLAN_VERSION = 1
 
 
