@@ -18,6 +18,7 @@ from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
 from tests.reference import Reference
 from tests.reference.compare import TOLERANCE, Difference, Tally
 from vllm_promptcache import LLM, SamplingParams
+from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import ClientError
 
 MAX_TOKENS = 16
@@ -27,6 +28,7 @@ MAX_MODEL_LEN = 2048
 BATCH_SIZE = 8
 SCHEMAS_A_BATCH = 3
 SCHEMA_SEED = 0
+DETAIL = RequestOptions(prompt_modules=PromptModules(detail=True))
 ENGINE_ARGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -130,10 +132,23 @@ def check_explanation(explanation: dict[str, Any], block_size: int) -> None:
         assert blocks == divmod(num_kept, block_size), module["path"]
 
 
+def modules_only(params: SamplingParams) -> SamplingParams:
+    """The same without reuse of what earlier prompts have behind their modules."""
+    params.skip_reading_prefix_cache = True
+    return params
+
+
 def check_counts(output: RequestOutput, explanation: dict[str, Any]) -> None:
-    """Checks what the engine says it computed against the plan."""
-    assert output.num_cached_tokens == explanation["num_cached_tokens"]
-    num_prefilled = len(output.prompt_token_ids) - output.num_cached_tokens
+    """Checks what the engine says it computed against the plan.
+
+    Args:
+        output: Of a prompt that was sent with `DETAIL` and `modules_only`.
+        explanation: The prompt's plan.
+    """
+    modules = output.kv_transfer_params["prompt_modules"] if output.kv_transfer_params else []
+    num_encoded = sum(m["tokens"] for m in modules if m["status"] == "encoded")
+    assert output.num_cached_tokens + num_encoded == explanation["num_cached_tokens"]
+    num_prefilled = len(output.prompt_token_ids) - output.num_cached_tokens - num_encoded
     assert num_prefilled == explanation["num_new_tokens"]
 
 
@@ -198,9 +213,15 @@ class Agreement:
         prompts += [(random_text(rng, rng.randint(2, 120)), None) for _ in range(2)]
         rng.shuffle(prompts)
         texts = [prompt for prompt, _ in prompts]
-        outputs = self.llm.generate(texts, greedy(self.num_logprobs), use_tqdm=False)
+        # Half of the batches also reuse what earlier prompts have behind their modules.
+        has_private_reuse = rng.random() < 0.5
+        params = greedy(self.num_logprobs)
+        with applied(DETAIL):
+            outputs = self.llm.generate(
+                texts, params if has_private_reuse else modules_only(params), use_tqdm=False
+            )
         for (prompt, explanation), output in zip(prompts, outputs, strict=True):
             found = difference(self.reference, output, explanation)
             (plain if explanation is None else modular).add(prompt, found)
-            if explanation is not None:
+            if explanation is not None and not has_private_reuse:
                 check_counts(output, explanation)

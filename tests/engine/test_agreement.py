@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -24,14 +25,17 @@ from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment wh
     counted_tokens,
     difference,
     greedy,
+    modules_only,
     running_engine,
     without_modules,
 )
-from tests.generators import FIXED_SCHEMAS, CaseMaker  # noqa: E402
+from tests.generators import FIXED_SCHEMAS, CaseMaker, random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
+from vllm_promptcache.entrypoints.chat import PMLChat  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402
+from vllm_promptcache.plan import Explanation  # noqa: E402
 
 # vLLM's CPU attention takes multiples of 32 only.
 BLOCK_SIZES = (32, 64, 128)
@@ -88,12 +92,48 @@ def test_warm_prompts_compute_only_new_tokens(agreement: Agreement) -> None:
     for schema in FIXED_SCHEMAS:
         llm.add_schema(schema.pml)
         cases = [maker.prompt(schema) for _ in range(4)]
-        prompts, once = [case.pml for case in cases], greedy(0, max_tokens=1)
+        prompts = [case.pml for case in cases]
+        once = modules_only(greedy(0, max_tokens=1))
         cold = llm.generate(prompts, once, use_tqdm=False)
         with counted_tokens(llm) as counts:
             warm = llm.generate(prompts, once, use_tqdm=False)
         assert sum(counts) == sum(case.explanation["num_new_tokens"] for case in cases)
         assert [o.outputs[0].token_ids for o in cold] == [o.outputs[0].token_ids for o in warm]
+
+
+def test_later_turns_agree(agreement: Agreement) -> None:
+    """A conversation finds its modules and its earlier turns in the cache, and only those."""
+    llm, tally = agreement.llm, Tally(TOLERANCE)
+    maker, rng = CaseMaker(3, agreement.explain, ClientError), Random(3)
+    params = greedy(NUM_LOGPROBS)
+    for schema in FIXED_SCHEMAS:
+        llm.add_schema(schema.pml)
+        messages = [{"role": "user", "content": maker.prompt(schema).pml}]
+        num_tokens = 0
+        for _ in range(3):
+            (output,) = llm.chat(messages, params, use_tqdm=False)
+            explanation = explain_chat(llm, messages)
+            tally.add(str(messages), difference(agreement.reference, output, explanation))
+            assert output.num_cached_tokens >= num_tokens // agreement.block_size * (
+                agreement.block_size
+            )
+            num_tokens = len(output.prompt_token_ids)
+            answer = random_text(rng, rng.randint(2, 70))
+            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "user", "content": random_text(rng, rng.randint(2, 70))})
+    assert not tally.wrong
+
+
+def explain_chat(llm: LLM, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """The plan of a conversation whose first message is a PML prompt."""
+    chat = PMLChat.find(messages)
+    text = llm.get_tokenizer().apply_chat_template(
+        chat.messages, tokenize=False, add_generation_prompt=True
+    )
+    front_end = llm.front_end
+    conversation = chat.read(text, front_end.planner.tokenizer)
+    plan = front_end.plan(chat.document, conversation=conversation)
+    return Explanation.of(plan).to_dict()
 
 
 def test_without_reuse_is_one_plain_prefill(agreement: Agreement) -> None:

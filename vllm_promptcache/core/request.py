@@ -60,6 +60,7 @@ class ModularRequest:
         sequence: Its plan.
         modules: Packed modules by key: all that `sequence` reads, and their contexts.
         block_size: Tokens a block.
+        reads_private_blocks: Whether it may share what earlier requests have behind their modules.
         mapped: The modules it reads, set when it is being admitted; None if one is missing.
         num_private_hits: Private blocks it was found to share with an earlier request, set with
             `mapped`; they hold the tails of its modules.
@@ -71,6 +72,7 @@ class ModularRequest:
     sequence: SequencePlan
     modules: Mapping[bytes, bytes]
     block_size: int
+    reads_private_blocks: bool = False
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
     num_private_hits: int = 0
     num_encodes: int = 0

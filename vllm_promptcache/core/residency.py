@@ -80,8 +80,8 @@ class ModuleResidency:
             self.rejected[request.request_id] = str(error)
             return
         modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
-        if not request.skip_reading_prefix_cache:
-            set_block_hasher(request, PrivateBlockHasher(modular))
+        modular.reads_private_blocks = not request.skip_reading_prefix_cache
+        set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         self._enter(modular)
@@ -275,6 +275,8 @@ class ModuleResidency:
 
     def _private_hits(self, modular: ModularRequest) -> list[KVCacheBlock]:
         hits: list[KVCacheBlock] = []
+        if not modular.reads_private_blocks:
+            return hits
         # Logits need at least one token that is computed.
         last = (modular.request.num_tokens - 1) // self._block_size
         for block_hash in modular.request.block_hashes[modular.num_shared_blocks : last]:

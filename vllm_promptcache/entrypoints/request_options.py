@@ -6,7 +6,8 @@ that has the request to the one that plans it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -110,15 +111,22 @@ def current_options() -> RequestOptions:
     return _current.get(RequestOptions())
 
 
+@contextmanager
+def applied(options: RequestOptions) -> Iterator[None]:
+    """Makes `options` those of all requests that are rendered inside."""
+    token = _current.set(options)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 async def preprocess(
     original: Callable[..., Any], renderer: Any, request: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """Wraps the methods of vLLM's `OnlineRenderer` that see both request and prompt."""
-    token = _current.set(RequestOptions.of(request))
-    try:
+    with applied(RequestOptions.of(request)):
         return await original(renderer, request, *args, **kwargs)
-    finally:
-        _current.reset(token)
 
 
 def _parse(field: Any) -> PromptModules:
