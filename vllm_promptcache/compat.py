@@ -75,6 +75,8 @@ PRIVATE_NAMES = {
     "vllm.v1.request": ("Request.update_block_hashes",),
     "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
     "vllm.v1.engine.core": ("get_request_block_hasher",),
+    # Data parallel: `entrypoints/affinity.py`.
+    "vllm.v1.engine.core_client": ("DPLBAsyncMPClient.get_core_engine_for_request",),
     # Workers: `worker/`.
     "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner._prepare_inputs",),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (

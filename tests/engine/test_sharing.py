@@ -136,7 +136,7 @@ def test_modules_are_encoded_again_after_a_sleep(llm: LLM, level: int) -> None:
     llm.wake_up()
     (after,) = llm.generate(text, greedy(1), use_tqdm=False)
     assert after.outputs[0].token_ids == before.outputs[0].token_ids
-    assert after.num_cached_tokens == before.num_cached_tokens
+    assert before.num_cached_tokens > 0 == after.num_cached_tokens
     scheduler_of(llm).check_integrity()
 
 
@@ -177,7 +177,11 @@ def test_sampling_parameters(llm: LLM, params: SamplingParams, reason: str | Non
             llm.generate(text, params, use_tqdm=False)
         return
     (output,) = llm.generate(text, params, use_tqdm=False)
-    assert output.num_cached_tokens == llm.explain(text).num_cached_tokens
+    num_planned = llm.explain(text).num_cached_tokens
+    if params.skip_reading_prefix_cache:
+        assert output.num_cached_tokens == num_planned
+    else:
+        assert output.num_cached_tokens >= num_planned
     assert len(output.outputs) == params.n
     scheduler_of(llm).check_integrity()
 

@@ -18,6 +18,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from vllm_promptcache.compat import wrap
 from vllm_promptcache.entrypoints import detail
+from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.request_options import current_options, preprocess
@@ -199,12 +200,14 @@ def _check(prompt: Any, plan: PromptPlan | None, params: Any) -> None:
 def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRenderer:
     """Makes vLLM's renderer for `renderer_mode`, with the mix-in.
 
-    Also hooks the input processor: a plan is of use only where both are in place.
+    Also hooks the rest of the front end, without which a plan is of no use.
     """
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
+    wrap(DPLBAsyncMPClient, "get_core_engine_for_request", ModuleAffinity().route)
     wrap(OnlineRenderer, "preprocess_cmpl", preprocess)
     wrap(OnlineRenderer, "preprocess_chat", preprocess)
     wrap(OpenAIServingCompletion, "request_output_to_completion_response", detail.in_completion)

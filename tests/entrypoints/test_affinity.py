@@ -1,0 +1,50 @@
+"""Which data-parallel rank a request goes to."""
+
+from __future__ import annotations
+
+from vllm_promptcache.entrypoints import affinity
+from vllm_promptcache.entrypoints.affinity import ModuleAffinity
+from vllm_promptcache.plan.sequence import ModuleSpan
+
+
+def spans(*names: str, num_tokens: int = 10) -> list[ModuleSpan]:
+    return [ModuleSpan(name.encode().ljust(32), num_tokens) for name in names]
+
+
+def test_a_request_follows_its_modules() -> None:
+    ranks = ModuleAffinity(busy_margin=8)
+    first = ranks.choose(spans("a", "b"), [0, 0])
+    assert ranks.choose(spans("b", "c"), [8, 0] if first == 0 else [0, 8]) == first
+
+
+def test_a_busy_rank_is_passed_over_and_both_hold_the_module_then() -> None:
+    ranks = ModuleAffinity(busy_margin=8)
+    first = ranks.choose(spans("a"), [0, 0])
+    loads = [9, 0] if first == 0 else [0, 9]
+    assert ranks.choose(spans("a"), loads) == 1 - first
+    assert ranks.choose(spans("a"), loads[::-1]) == first
+
+
+def test_the_rank_with_most_tokens_wins() -> None:
+    ranks = ModuleAffinity()
+    first = ranks.choose(spans("small", num_tokens=3), [0, 0])
+    other = [100, 0] if first == 0 else [0, 100]
+    assert ranks.choose(spans("large", num_tokens=90), other) == 1 - first
+    both = spans("small", num_tokens=3) + spans("large", num_tokens=90)
+    assert ranks.choose(both, [0, 0]) == 1 - first
+
+
+def test_front_ends_agree_on_new_modules_and_spread_them() -> None:
+    names = [f"module-{number}" for number in range(100)]
+    one, two = ModuleAffinity(), ModuleAffinity()
+    chosen = [one.choose(spans(name), [0, 0]) for name in names]
+    assert chosen == [two.choose(spans(name), [0, 0]) for name in names]
+    assert 25 < sum(chosen) < 75
+
+
+def test_memory_is_bounded(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(affinity, "MAX_NUM_MODULES", 3)
+    ranks = ModuleAffinity()
+    for number in range(10):
+        ranks.choose(spans(f"m{number}"), [0, 0])
+    assert len(ranks._ranks) == 3
