@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.engine.endpoints import PROMPT, Endpoints
+from tests.engine.server import ENGINE_OPTIONS, MODEL_NAME, VLLM, environment, running_server
 
 SCHEMA = """\
 <schema name="travel">
@@ -30,64 +28,27 @@ SCHEMA = """\
   </user>
 </schema>
 """
-PROMPT = (
-    '<prompt schema="travel"><plan duration="a week"><maui/></plan>'
-    "<user>Name the surf spots.</user></prompt>"
-)
-ENGINE_OPTIONS = [
-    "--enforce-eager",
-    "--max-model-len=1024",
-    "--kv-cache-memory-bytes=134217728",
-    "--dtype=float32",
-]
-VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
-
-
-def environment() -> dict[str, str]:
-    """The engine in processes of its own, as users run it."""
-    return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+# A private schema: each tenant has its own modules.
+NOTES = """\
+<schema name="notes" private="true"><module name="secret">The launch code of the harbour crane is
+seven green turtles, and the night shift keeps it in the blue cabinet beside the old radio.</module>
+</schema>
+"""
 
 
 @pytest.fixture(scope="module")
 def url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "travel.pml").write_text(SCHEMA)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", "smol"]
-    modules = ["--enable-prompt-modules", "--prompt-schemas", str(folder)]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [*VLLM, "serve", str(smollm2), *options, *modules, *ENGINE_OPTIONS],
-            stdout=log,
-            stderr=log,
-            env=environment(),
-            start_new_session=True,
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until_ready(server, address, folder / "log")
-            yield address
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(60)
-
-
-def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        except OSError:
-            assert server.poll() is None, log.read_text()[-3000:]
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-3000:])
+    (folder / "notes.pml").write_text(NOTES)
+    tools = ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
+    with running_server(smollm2, folder, *tools) as address:
+        yield address
 
 
 def post(url: str, **body: Any) -> tuple[int, str]:
     """Status and body of a completion."""
-    data = json.dumps({"model": "smol", "temperature": 0, "max_tokens": 8} | body).encode()
+    data = json.dumps({"model": MODEL_NAME, "temperature": 0, "max_tokens": 8} | body).encode()
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/completions", data, headers)
     try:
@@ -99,11 +60,81 @@ def post(url: str, **body: Any) -> tuple[int, str]:
 
 def test_a_pml_prompt_is_completed_from_its_modules(url: str) -> None:
     answers = [json.loads(post(url, prompt=PROMPT)[1]) for _ in range(2)]
-    usage = answers[0]["usage"]
-    assert usage["completion_tokens"] == 8
-    assert 0 < usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+    cold, warm = (answer["usage"] for answer in answers)
+    assert cold["completion_tokens"] == 8
+    assert not cold["prompt_tokens_details"]["cached_tokens"]
+    assert 0 < warm["prompt_tokens_details"]["cached_tokens"] < warm["prompt_tokens"]
     assert answers[0]["choices"][0]["text"] == answers[1]["choices"][0]["text"]
-    assert answers[0]["usage"] == answers[1]["usage"]
+
+
+def test_every_endpoint_takes_pml(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = {(name, kind): answer for name, kind, answer in Endpoints(url, MODEL_NAME).table()}
+    with capsys.disabled():
+        print("".join(f"\n{name:12} {kind:18} {answer}" for (name, kind), answer in table.items()))
+    whole = table["completions", "PML"]
+    for name in ("completions", "chat", "responses", "messages"):
+        assert not table[name, "plain"].texts[0].startswith(whole.texts[0])
+        assert table[name, "PML"] == whole
+        assert table[name, "bad input"].status == 400
+        assert "did you mean `maui`?" in table[name, "bad input"].texts[0]
+    for name in ("completions", "chat"):
+        assert table[name, "PML stream"] == table[name, "form"] == whole
+        assert table[name, "PML logprobs"] == whole
+        assert whole.texts[0].startswith(table[name, "PML stop"].texts[0])
+        assert len(set(table[name, "PML n=2"].texts)) == 2
+        assert table[name, "PML json"].texts[0].startswith("{")
+        assert table[name, "bad, stream"].status == 400
+    assert table["completions", "PML, plain"].num_cached_tokens == whole.num_cached_tokens
+    assert "get_weather" in table["chat", "PML tools"].texts[0]
+    for kind in ("prompt_logprobs", "beam search"):
+        assert table["completions", kind].status == 400
+    assert table["chat", "PML behind system"].status == 400
+
+
+def test_a_conversation_finds_its_first_turn(url: str) -> None:
+    ask = Endpoints(url, MODEL_NAME).chat
+    first = ask(PROMPT)
+    messages = [
+        {"role": "user", "content": PROMPT},
+        {"role": "assistant", "content": first.texts[0]},
+        {"role": "user", "content": "And where are the best whales? Tell me all about them."},
+    ]
+    second, again = ask(messages), ask(messages)
+    assert second.num_cached_tokens >= first.num_prompt_tokens // 32 * 32
+    assert again.num_cached_tokens >= second.num_prompt_tokens // 32 * 32
+    assert again.texts == second.texts
+
+
+def test_tenants_do_not_share_private_modules(url: str) -> None:
+    text = "<prompt schema='notes'><secret/> What is the launch code?</prompt>"
+    refused = Endpoints(url, MODEL_NAME).attempt("completions", text)
+    assert refused.status == 400
+    assert "set `cache_salt`" in refused.texts[0]
+
+    def num_cached(salt: str) -> int:
+        ask = Endpoints(url, MODEL_NAME).completion
+        return ask(text, extra_body={"cache_salt": salt}).num_cached_tokens
+
+    counts = [num_cached(salt) for salt in ("A", "A", "B", "B", "A")]
+    assert counts[0] == counts[2] == 0
+    assert counts[1] == counts[3] == counts[4] > 0
+
+
+def test_the_response_tells_what_was_reused(url: str) -> None:
+    asked = {"prompt_modules": {"detail": True}}
+    text = PROMPT.replace("maui", "miami")
+    first, second = (json.loads(post(url, prompt=text, **asked)[1]) for _ in range(2))
+    assert [(m["path"], m["status"]) for m in first["prompt_modules"]] == [
+        ("", "hit"),
+        ("plan", "hit"),
+        ("plan/miami", "encoded"),
+    ]
+    assert {module["status"] for module in second["prompt_modules"]} == {"hit"}
+    assert first["kv_transfer_params"] is None
+    _, body = post(url, prompt=text, stream=True, stream_options={"include_usage": True}, **asked)
+    *_, last, done = [line.removeprefix("data: ") for line in body.splitlines() if line]
+    assert json.loads(last)["prompt_modules"] == second["prompt_modules"]
+    assert done == "[DONE]"
 
 
 def test_a_stream_says_the_same(url: str) -> None:

@@ -1,0 +1,68 @@
+"""`vllm serve --enable-prompt-modules` in processes of its own, as users run it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ENGINE_OPTIONS = [
+    "--enforce-eager",
+    "--max-model-len=1024",
+    "--kv-cache-memory-bytes=134217728",
+    "--dtype=float32",
+]
+VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
+MODEL_NAME = "smol"
+
+
+def environment() -> dict[str, str]:
+    """The environment of a command, with the engine in processes of its own."""
+    return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+
+
+@contextmanager
+def running_server(model: Path, schemas: Path, *options: str) -> Iterator[str]:
+    """Serves `model` with the schemas of a folder, and yields the server's address."""
+    port = free_port()
+    command = [*VLLM, "serve", str(model), "--served-model-name", MODEL_NAME]
+    command += ["--host", "127.0.0.1", "--port", str(port), *ENGINE_OPTIONS, *options]
+    command += ["--enable-prompt-modules", "--prompt-schemas", str(schemas)]
+    path = schemas / "server.log"
+    with path.open("w") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(), start_new_session=True
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(server, url, path)
+            yield url
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(60)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
