@@ -55,6 +55,8 @@ PRIVATE_NAMES = {
         "OpenAIServingChat.chat_completion_stream_generator",
     ),
     "vllm.v1.engine.input_processor": ("InputProcessor.process_inputs",),
+    # Routes: `plugin.py`, `entrypoints/engine_modules.py`.
+    "vllm.plugins": ("load_endpoint_plugins",),
     # Scheduling: `core/scheduler.py`.
     "vllm.v1.core.sched.scheduler": (
         "Scheduler._enqueue_waiting_request",
@@ -74,9 +76,13 @@ PRIVATE_NAMES = {
     ),
     "vllm.v1.request": ("Request.update_block_hashes",),
     "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
-    "vllm.v1.engine.core": ("get_request_block_hasher",),
+    "vllm.v1.engine.core": ("EngineCore", "get_request_block_hasher"),
     # Data parallel: `entrypoints/affinity.py`.
-    "vllm.v1.engine.core_client": ("DPLBAsyncMPClient.get_core_engine_for_request",),
+    "vllm.v1.engine.core_client": (
+        "AsyncMPClient.call_utility_async",
+        "DPLBAsyncMPClient.call_utility_all_async",
+        "DPLBAsyncMPClient.get_core_engine_for_request",
+    ),
     # Workers: `worker/`.
     "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner._prepare_inputs",),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
@@ -194,6 +200,16 @@ def publish_block(block_pool: BlockPool, block: KVCacheBlock, key: bytes, index:
     block_hash = make_block_hash_with_group_id(name, 0)
     block_pool._insert_block_hash(block_hash, block, num_tokens=None)
     return block_hash
+
+
+def add_utility(name: str, answer: Callable[..., Any]) -> None:
+    """Lets front ends call `answer(engine_core, ...)` by `call_utility_async(name, ...)`.
+
+    Can go when plugins can register utilities of the engine core.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, name, answer)
 
 
 def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:

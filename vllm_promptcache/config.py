@@ -1,6 +1,7 @@
 """Options of prompt modules, as they travel in vLLM's `additional_config["prompt_modules"]`."""
 
 # No `from __future__ import annotations` here: vLLM makes command line options of the field types.
+import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -13,6 +14,13 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 CONFIG_KEY = "prompt_modules"
+# Not an option: options are hashed, logged and shown in the list of processes.
+ADMIN_KEY_VARIABLE = "VLLM_PROMPT_SCHEMAS_ADMIN_KEY"
+
+
+def admin_key() -> str:
+    """What clients must know to change schemas; empty for nothing."""
+    return os.environ.get(ADMIN_KEY_VARIABLE, "")
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -20,7 +28,11 @@ class PromptModulesConfig:
     """Options of prompt modules."""
 
     schemas: str | None = None
-    """Folder whose `*.pml` and `*.xml` files are compiled as schemas at start."""
+    """Folder whose `*.pml` and `*.xml` files are compiled as schemas at start. Schemas that are
+    posted to the server are kept there, and shared with its other API servers."""
+
+    schemas_read_only: bool = False
+    """Refuse to add, replace or remove schemas over HTTP."""
 
     encode: Literal["isolated", "anchored"] = "isolated"
     """What a module may attend to while it is encoded, where its schema does not say: nothing but

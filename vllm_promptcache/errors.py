@@ -76,6 +76,26 @@ class PMLError(ClientError):
         return type(self), (self.message, *where, self.hint)
 
 
+class UnauthorizedError(ClientError):
+    """A request without the key it needs (HTTP 401)."""
+
+
+class ForbiddenError(ClientError):
+    """A request that the server is set not to do (HTTP 403)."""
+
+
+class NotFoundError(ClientError):
+    """Something that is not there (HTTP 404)."""
+
+
+class ConflictError(ClientError):
+    """A request that contradicts what is there already (HTTP 409)."""
+
+
+class TooLargeError(ClientError):
+    """A request that is larger than the server takes (HTTP 413)."""
+
+
 class PlanError(ClientError):
     """A prompt that cannot be laid out: no positions left, options that exclude each other."""
 

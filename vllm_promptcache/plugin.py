@@ -7,18 +7,20 @@ that start an engine or its front end; the rest is imported when an engine has p
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from vllm_promptcache.compat import wrap
-from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
+from vllm_promptcache.config import ADMIN_KEY_VARIABLE, CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.errors import PromptCacheError, UnsupportedError
 
 _ENABLE = "enable_prompt_modules"
 # Option on the command line (as a name in the parsed arguments) -> field of the config.
 _OPTIONS = {
     "prompt_schemas": "schemas",
+    "prompt_schemas_read_only": "schemas_read_only",
     "prompt_modules_encode": "encode",
     "prompt_modules_verify": "verify",
 }
@@ -50,6 +52,12 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
     kwargs["schemas"]["metavar"] = "DIR"
     for option, field in _OPTIONS.items():
         group.add_argument(f"--{option.replace('_', '-')}", **kwargs[field])
+    group.add_argument(
+        "--prompt-schemas-admin-key",
+        metavar="KEY",
+        help="What clients must send in the header X-Prompt-Schemas-Admin-Key to change schemas, "
+        f"beside the API key. Better given in the environment variable {ADMIN_KEY_VARIABLE}.",
+    )
     return parser
 
 
@@ -65,6 +73,8 @@ def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Names
         args.additional_config = {**(args.additional_config or {}), CONFIG_KEY: options}
         # The share of cached tokens is what users of prompt modules look at in `usage`.
         args.enable_prompt_tokens_details = True
+        if key := getattr(args, "prompt_schemas_admin_key", None):
+            os.environ[ADMIN_KEY_VARIABLE] = key
     elif options:
         option = next(option for option, field in _OPTIONS.items() if field in options)
         raise UnsupportedError(
@@ -87,6 +97,8 @@ def _create_engine_config(
 ) -> Any:
     if CONFIG_KEY not in (args.additional_config or {}):
         return original(args, *rest, **kwargs)
+    from vllm import plugins
+
     from vllm_promptcache.engine import check_engine, prepare_engine_args, select_scheduler
 
     PromptModulesConfig.parse(args.additional_config[CONFIG_KEY])
@@ -94,7 +106,15 @@ def _create_engine_config(
     vllm_config = original(args, *rest, **kwargs)
     check_engine(vllm_config)
     select_scheduler(vllm_config)
+    wrap(plugins, "load_endpoint_plugins", _load_endpoint_plugins)
     return vllm_config
+
+
+def _load_endpoint_plugins(original: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    """Adds our routes where prompt modules are on, whatever VLLM_PLUGINS says."""
+    from vllm_promptcache.entrypoints.schema_routes import SchemaEndpoints
+
+    return [*original(*args, **kwargs), SchemaEndpoints()]
 
 
 def _load_renderer(

@@ -309,6 +309,8 @@ class ModuleResidency:
         """
         for modular in self._admitted:
             uncount_encoded(modular)
+            for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
+                self.store.count_hit(key)
         self._admitted.clear()
         for request_id, num_tokens in num_scheduled_tokens.items():
             if (reader := self._requests.get(request_id)) is not None:

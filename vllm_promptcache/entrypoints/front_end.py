@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
-from vllm_promptcache.errors import ClientError, PlanError
+from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.pml import parse_prompt, parse_schema
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-SCHEMA_SUFFIXES = (".pml", ".xml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +25,12 @@ class FrontEnd:
     Attributes:
         planner: Holds the compiled schemas.
         vllm_config: The engine's configuration.
+        folder: The schema folder, if there is one.
     """
 
     planner: Planner
     vllm_config: VllmConfig
+    folder: SchemaFolder | None = None
 
     @classmethod
     def create(cls, vllm_config: VllmConfig, tokenizer: Any) -> FrontEnd:
@@ -48,17 +49,11 @@ class FrontEnd:
         )
         # Loads the grammar now, so that the first prompt need not.
         parse_prompt('<prompt schema="none">none</prompt>')
-        front_end = cls(planner, vllm_config)
+        folder = None
         if config.schemas is not None:
-            front_end.load_schemas(Path(config.schemas))
-        return front_end
-
-    def load_schemas(self, folder: Path) -> list[SchemaInfo]:
-        """Adds every schema file of `folder`, in the order of their names."""
-        if not folder.is_dir():
-            raise ClientError(f"the schema folder {str(folder)!r} does not exist")
-        files = sorted(path for path in folder.iterdir() if path.suffix in SCHEMA_SUFFIXES)
-        return [self.add_schema(path) for path in files]
+            folder = SchemaFolder(Path(config.schemas), planner)
+            folder.load()
+        return cls(planner, vllm_config, folder)
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
         """Compiles a schema; one of the same name is replaced.
@@ -73,8 +68,14 @@ class FrontEnd:
         if isinstance(source, str) and source.lstrip("\ufeff").lstrip().startswith("<"):
             schema = parse_schema(source)
         else:
-            schema = parse_schema(_read(path := Path(source)), name=str(path), base_dir=path.parent)
+            path = Path(source)
+            schema = parse_schema(read_schema(path), name=str(path), base_dir=path.parent)
         return SchemaInfo.of(self.planner.add_schema(schema), self._block_size)
+
+    def sync(self) -> None:
+        """Takes over what other API servers have changed in the schema folder."""
+        if self.folder is not None:
+            self.folder.sync()
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema. Requests in flight are not touched: they carry their plans.
@@ -112,6 +113,7 @@ class FrontEnd:
             PMLError: The prompt is not valid, or does not fit its schema.
             PlanError: The engine's KV cache can never hold the prompt and its modules.
         """
+        self.sync()
         plan = self.planner.plan(text, reuse=reuse, salt=salt, conversation=conversation)
         self._check_room(plan)
         return plan
@@ -131,10 +133,3 @@ class FrontEnd:
     def _block_size(self) -> int:
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClientError(f"cannot read the schema {str(path)!r}: {error}") from None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
-from threading import Lock
+from threading import RLock
 
-from vllm_promptcache.errors import ClientError
+from vllm_promptcache.errors import ClientError, NotFoundError
 from vllm_promptcache.layout.compiler import compile_schema, salted
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
@@ -22,6 +22,7 @@ from vllm_promptcache.pml import (
     Limits,
     Prompt,
     Schema,
+    Source,
     did_you_mean,
     parse_prompt,
     pml_error,
@@ -36,6 +37,12 @@ MAX_NUM_SALTED = 256
 class _Compiled:
     schema: Schema
     layout: SchemaLayout
+
+
+def _content(schema: Schema) -> Schema:
+    # Trees are compared, since files that are read by `src` are no part of the text; where the text
+    # was read from makes no difference.
+    return replace(schema, source=Source("", schema.source.text))
 
 
 def _salted(compiled: _Compiled, salt: bytes) -> SchemaLayout:
@@ -70,7 +77,7 @@ class Planner:
         self.block_size = block_size
         self._default_encode = default_encode
         self._limits = limits
-        self._lock = Lock()
+        self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, _Compiled] = {}
         self._salted = lru_cache(MAX_NUM_SALTED)(_salted)
@@ -79,6 +86,28 @@ class Planner:
     def schemas(self) -> Mapping[str, SchemaLayout]:
         """The schemas by name, as they are now."""
         return {name: compiled.layout for name, compiled in self._schemas.items()}
+
+    def layout(self, name: str) -> SchemaLayout:
+        """The schema of a name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        return self._get(name).layout
+
+    def holds(self, schema: Schema) -> bool:
+        """Whether this very schema has been added."""
+        known = self._schemas.get(schema.name)
+        return known is not None and _content(known.schema) == _content(schema)
+
+    def compile(self, schema: Schema) -> SchemaLayout:
+        """Lays a schema out without adding it. Raises as `add_schema`."""
+        return compile_schema(
+            schema,
+            self.tokenizer,
+            default_encode=self._default_encode,
+            max_model_len=self.max_model_len,
+        )
 
     def add_schema(self, schema: Schema) -> SchemaLayout:
         """Compiles a schema; one of the same name is replaced, the very same one is kept.
@@ -89,17 +118,15 @@ class Planner:
         """
         with self._lock:
             known = self._schemas.get(schema.name)
-            # Trees are compared: files that are read by `src` are no part of the text.
-            if known is not None and known.schema == schema:
+            if known is not None and self.holds(schema):
                 return known.layout
-            layout = compile_schema(
-                schema,
-                self.tokenizer,
-                default_encode=self._default_encode,
-                max_model_len=self.max_model_len,
-            )
+            return self.adopt(schema, self.compile(schema))
+
+    def adopt(self, schema: Schema, layout: SchemaLayout) -> SchemaLayout:
+        """Adds a schema that `compile` has laid out, and returns its layout."""
+        with self._lock:
             self._schemas = {**self._schemas, schema.name: _Compiled(schema, layout)}
-            return layout
+        return layout
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema.
@@ -156,7 +183,7 @@ class Planner:
     def _get(self, name: str) -> _Compiled:
         compiled = self._schemas.get(name)
         if compiled is None:
-            raise ClientError(f"there is no schema {quote(name)}", self._hint(name))
+            raise NotFoundError(f"there is no schema {quote(name)}", self._hint(name))
         return compiled
 
     def _layout_for(self, compiled: _Compiled, salt: str | None) -> SchemaLayout:

@@ -8,6 +8,7 @@ store cannot believe in a block that was given to somebody else.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -73,6 +74,7 @@ class ModuleStore:
     stats: StoreStats = field(default_factory=StoreStats)
     _modules: dict[bytes, StoredModule] = field(default_factory=dict)
     _pins: dict[str, dict[bytes, StoredModule]] = field(default_factory=dict)
+    _num_hits: Counter[bytes] = field(default_factory=Counter)
 
     def lookup(self, key: bytes) -> StoredModule | None:
         """Returns the module if it is resident. Forgets it if it is not intact any more."""
@@ -93,6 +95,14 @@ class ModuleStore:
         hashes = tuple(publish_block(self.block_pool, b, key, i) for i, b in enumerate(blocks))
         self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
         self.stats.num_commits += 1
+
+    def count_hit(self, key: bytes) -> None:
+        """Counts a request that found the module resident."""
+        self._num_hits[key] += 1
+
+    def num_hits(self, key: bytes) -> int:
+        """Requests that found the module resident since it was encoded."""
+        return self._num_hits.get(key, 0)
 
     def pin(self, owner: str, key: bytes) -> bool:
         """Keeps a module from eviction until `owner` is unpinned. Idempotent.
@@ -137,6 +147,7 @@ class ModuleStore:
 
     def _forget(self, module: StoredModule) -> None:
         del self._modules[module.key]
+        self._num_hits.pop(module.key, None)
         self.stats.num_evictions += 1
         # What is left of it serves nobody: let the pool reuse it first.
         left = {

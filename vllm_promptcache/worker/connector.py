@@ -19,7 +19,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import after_prepare_inputs
+from vllm_promptcache.compat import add_utility, after_prepare_inputs
+from vllm_promptcache.core.introspection import UTILITY, prompt_module_status
 from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.worker.module_worker import ModuleWorker
 from vllm_promptcache.worker.positions import apply_position_offsets
@@ -46,6 +47,8 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._worker: ModuleWorker
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
+        else:
+            add_utility(UTILITY, prompt_module_status)
 
     # Scheduler side
 

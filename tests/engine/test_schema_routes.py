@@ -1,0 +1,154 @@
+"""`/v1/prompt_schemas` of a live server with two API servers, an API key and an admin key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine.endpoints import Endpoints
+from tests.engine.server import MODEL_NAME, running_server
+
+ROUTE = "/v1/prompt_schemas"
+KEYS = {"Authorization": "Bearer secret", "X-Prompt-Schemas-Admin-Key": "admin"}
+OPTIONS = ["--api-server-count=2", "--api-key=secret", "--prompt-schemas-admin-key=admin"]
+LONG = "The quick brown fox jumps over the lazy dog, and then it runs home through the rain. " * 3
+
+
+def schema(name: str, *texts: str) -> str:
+    """One module for each text: `m0`, `m1`, ..."""
+    modules = "".join(f'<module name="m{i}">{text}</module>' for i, text in enumerate(texts))
+    return f'<schema name="{name}">{modules}</schema>'
+
+
+def prompt(name: str, *modules: int) -> str:
+    """Imports some modules; each call with the same modules has the same text."""
+    imports = "".join(f"<m{i}/>" for i in modules)
+    return f'<prompt schema="{name}">{imports} And so</prompt>'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("schemas")
+    (folder / "by-hand.pml").write_text(schema("written", "Some text."))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(smollm2: Path, folder: Path) -> Iterator[httpx.Client]:
+    with (
+        running_server(smollm2, folder, *OPTIONS) as url,
+        # A connection each: the two servers take them in turn.
+        httpx.Client(
+            base_url=url,
+            headers=KEYS,
+            timeout=120,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        ) as client,
+    ):
+        yield client
+
+
+def num_cached(client: httpx.Client, text: str) -> int:
+    """Cached tokens of a prompt."""
+    endpoints = Endpoints(str(client.base_url).rstrip("/"), MODEL_NAME, "secret")
+    return endpoints.completion(text).num_cached_tokens
+
+
+def residency(client: httpx.Client, name: str) -> list[Any]:
+    """Whether each module of a schema is resident, the root first."""
+    return [module["resident"] for module in client.get(f"{ROUTE}/{name}").json()["modules"]]
+
+
+def test_a_schema_is_posted_used_replaced_and_deleted(client: httpx.Client, folder: Path) -> None:
+    first = schema("story", LONG, LONG[40:])
+    created = client.post(ROUTE, json={"schema": first, "warm": True})
+    assert created.status_code == 201, created.text
+    assert client.post(ROUTE, json={"schema": first}).status_code == 200
+    assert (folder / "story.pml").read_text() == first
+    assert residency(client, "story")[1:] == [True, True]
+    assert num_cached(client, prompt("story", 0, 1)) > 0
+
+    second = schema("story", LONG, LONG[40:] + "Then it sleeps.")
+    assert client.post(ROUTE, json={"schema": second}).status_code == 409
+    replaced = client.put(f"{ROUTE}/story", json={"schema": second})
+    assert replaced.status_code == 200
+    sizes = [module["num_tokens"] for module in replaced.json()["modules"]]
+    assert replaced.json()["num_kept_tokens"] == sizes[1]
+    assert replaced.json()["num_changed_tokens"] == sizes[2]
+    for _ in range(8):  # whichever server answers
+        assert residency(client, "story")[1:] == [True, False]
+        listed = client.get(ROUTE).json()["data"]
+        assert [item["name"] for item in listed] == ["story", "written"]
+
+    assert client.delete(f"{ROUTE}/story").status_code == 204
+    for _ in range(8):
+        assert client.get(f"{ROUTE}/story").status_code == 404
+    assert not (folder / "story.pml").exists()
+
+
+def test_explain(client: httpx.Client) -> None:
+    text = schema("explained", "Explained: " + LONG, LONG[9:])
+    assert client.post(ROUTE, json={"schema": text}).status_code == 201
+    ask = {"prompt": prompt("explained", 0)}
+    cold = client.post(f"{ROUTE}/explained/explain", json=ask).json()
+    assert cold["num_tokens_to_encode"] == cold["num_cached_tokens"] > 0
+    num_cached(client, ask["prompt"])
+    warm = client.post(f"{ROUTE}/explained/explain", json=ask).json()
+    assert warm["num_tokens_to_encode"] == 0
+    bad = client.post(f"{ROUTE}/explained/explain", json={"prompt": prompt("explained", 7)})
+    assert (bad.status_code, bad.json()["error"]["type"]) == (400, "PMLError")
+    assert client.post(f"{ROUTE}/other/explain", json=ask).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "message"),
+    [
+        ("POST", "", {"schema": "<schema"}, 400, "<schema>:1:"),
+        ("POST", "", {"schema": schema("x", '<module name="m0" src="/etc/passwd"/>')}, 400, "src"),
+        ("POST", "", {"scheme": "x"}, 400, "schema: Field required"),
+        ("POST", "", {"schema": "x", "pin": True}, 400, "pin: Extra inputs"),
+        ("POST", "", {"schema": "<schema name='a'>" + "<user>" * 99}, 400, "nest"),
+        ("POST", "", {"schema": "<!DOCTYPE a [<!ENTITY b 'c'>]><schema/>"}, 400, "DOCTYPE"),
+        ("PUT", "/one", {"schema": schema("two", "x")}, 400, "the address names `one`"),
+        ("PUT", "/written", {"schema": schema("written", "x")}, 409, "by-hand.pml"),
+        ("DELETE", "/written", None, 409, "by-hand.pml"),
+        ("DELETE", "/none", None, 404, "there is no schema `none`"),
+        ("GET", "/writen", None, 404, "did you mean `written`?"),
+    ],
+)
+def test_bad_requests(
+    client: httpx.Client, method: str, path: str, body: Any, status: int, message: str
+) -> None:
+    answer = client.request(method, ROUTE + path, json=body)
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert message in error["message"]
+    assert error["code"] == status
+
+
+def test_a_huge_body_is_refused(client: httpx.Client) -> None:
+    answer = client.post(ROUTE, json={"schema": "x" * 50 * 2**20})
+    assert answer.status_code == 413, answer.text
+
+
+@pytest.mark.parametrize("key", ["Authorization", "X-Prompt-Schemas-Admin-Key"])
+def test_both_keys_are_needed_for_writing(client: httpx.Client, key: str) -> None:
+    for method, path in (("POST", ""), ("PUT", "/x"), ("DELETE", "/written")):
+        answer = client.request(method, ROUTE + path, headers={key: "wrong"}, json={"schema": "x"})
+        assert answer.status_code == 401
+    answer = client.get(ROUTE, headers={key: "wrong"})
+    assert answer.status_code == (401 if key == "Authorization" else 200)
+
+
+def test_schemas_survive_a_restart_and_may_be_read_only(smollm2: Path, tmp_path: Path) -> None:
+    text = schema("kept", LONG)
+    with running_server(smollm2, tmp_path) as url:
+        assert httpx.post(url + ROUTE, json={"schema": text}, timeout=60).status_code == 201
+    with running_server(smollm2, tmp_path, "--prompt-schemas-read-only") as url:
+        assert [item["name"] for item in httpx.get(url + ROUTE).json()["data"]] == ["kept"]
+        assert httpx.post(url + ROUTE, json={"schema": text}).status_code == 403
+        assert Endpoints(url, MODEL_NAME).completion(prompt("kept", 0)).texts[0]

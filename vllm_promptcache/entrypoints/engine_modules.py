@@ -1,0 +1,95 @@
+"""Modules in the engine, as an API server sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from vllm.sampling_params import SamplingParams
+
+from vllm_promptcache.core.introspection import UTILITY
+from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.plan import Explanation, PromptPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStatus:
+    """A module in the engine.
+
+    Attributes:
+        resident: Whether its KV is there; None for a private schema, whose modules are those of
+            tenants. With data parallelism, whether a rank has it.
+        num_hits: Requests that found it resident since it was encoded.
+    """
+
+    resident: bool | None = None
+    num_hits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModules:
+    """Asks the engine about modules, and makes it encode them.
+
+    Attributes:
+        front_end: Plans prompts.
+        client: vLLM's client of the engine.
+    """
+
+    front_end: FrontEnd
+    client: Any
+
+    async def status(self, layout: SchemaLayout) -> list[ModuleStatus]:
+        """The status of each module of a schema."""
+        if layout.private:
+            return [ModuleStatus()] * len(layout.modules)
+        return await self._status([module.key for module in layout.modules])
+
+    async def warm(self, name: str, salt: str | None) -> None:
+        """Encodes all modules of a schema.
+
+        Raises:
+            ClientError: It is private and there is no salt.
+        """
+        plans = self.front_end.warm_plans(name, salt=salt)
+        await asyncio.gather(*map(self._encode, plans))
+
+    async def explain(self, name: str, prompt: str, salt: str | None) -> dict[str, Any]:
+        """Explains a prompt: its layout, what is resident, what would be computed.
+
+        Raises:
+            PMLError: The prompt is not valid, or does not fit its schema.
+        """
+        plan = await asyncio.to_thread(self.front_end.plan, prompt, salt=salt)
+        explained = Explanation.of(plan).to_dict()
+        status = await self._status([item.layout.key for item in plan.modules])
+        num_encoded = 0
+        for planned, module, found in zip(plan.modules, explained["modules"], status, strict=True):
+            module["resident"] = found.resident
+            num_encoded += planned.num_tokens * (not found.resident)
+        return explained | {"num_tokens_to_encode": num_encoded}
+
+    async def _status(self, keys: Sequence[bytes]) -> list[ModuleStatus]:
+        core = self.client.engine_core
+        # Only clients of several engines can ask all of them.
+        ask_all = getattr(core, "call_utility_all_async", None)
+        answers = (
+            await ask_all(UTILITY, list(keys))
+            if ask_all is not None
+            else [await core.call_utility_async(UTILITY, list(keys))]
+        )
+        return [
+            ModuleStatus(any(resident for resident, _ in ranks), sum(hits for _, hits in ranks))
+            for ranks in zip(*answers, strict=True)
+        ]
+
+    async def _encode(self, plan: PromptPlan) -> None:
+        renderer = self.client.renderer
+        (prompt,) = await renderer.render_cmpl_async([planned_prompt("", plan)])
+        params = SamplingParams(max_tokens=1, detokenize=False)
+        async for _ in self.client.generate(prompt, params, f"warm-{uuid4()}"):
+            pass

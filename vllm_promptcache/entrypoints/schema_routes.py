@@ -1,0 +1,225 @@
+"""Routes for schemas: `/v1/prompt_schemas`.
+
+vLLM's API key guards all of `/v1`. Bodies are read here, piece by piece, so that a huge one is
+refused before it is in memory; schemas are compiled in threads, so that answers go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_promptcache.config import PromptModulesConfig, admin_key
+from vllm_promptcache.entrypoints.engine_modules import EngineModules
+from vllm_promptcache.entrypoints.schema_service import SchemaService
+from vllm_promptcache.errors import (
+    ClientError,
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    PromptCacheError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from vllm_promptcache.pml import DEFAULT_LIMITS
+
+ADMIN_HEADER = "x-prompt-schemas-admin-key"
+# JSON may write a character as six.
+MAX_BODY_BYTES = 6 * DEFAULT_LIMITS.max_document_bytes
+_STATUS = {
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
+    NotFoundError: 404,
+    ConflictError: 409,
+    TooLargeError: 413,
+    ClientError: 400,
+    PromptCacheError: 500,
+}
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+class SchemaBody(BaseModel):
+    """Body of POST and PUT.
+
+    Attributes:
+        text: The schema in PML, called `schema` in JSON.
+        warm: Encode its modules now, not when the first prompt imports them.
+        cache_salt: The tenant for whom a private schema is warmed.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = Field(alias="schema")
+    warm: bool = False
+    cache_salt: str | None = None
+
+
+class ExplainBody(BaseModel):
+    """Body of `explain`.
+
+    Attributes:
+        prompt: A prompt in PML.
+        cache_salt: The tenant, for a private schema.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    cache_salt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaRoutes:
+    """Handlers of one API server.
+
+    Attributes:
+        service: Adds, replaces and removes schemas.
+        modules: The engine's modules.
+        read_only: Whether writing is refused.
+        admin_key: What a writer must know, empty for nothing.
+    """
+
+    service: SchemaService
+    modules: EngineModules
+    read_only: bool = False
+    admin_key: str = ""
+
+    async def post(self, request: Request) -> Response:
+        """Adds a schema: 201, or 200 if it is there already."""
+        self._check_writer(request)
+        body = await _read(request, SchemaBody)
+        change = await asyncio.to_thread(self.service.add, body.text)
+        return await self._written(change, body)
+
+    async def put(self, request: Request) -> Response:
+        """Adds or replaces a schema: 201 or 200."""
+        self._check_writer(request)
+        body = await _read(request, SchemaBody)
+        name = request.path_params["name"]
+        change = await asyncio.to_thread(self.service.replace, name, body.text)
+        return await self._written(change, body)
+
+    async def _written(self, change: Any, body: SchemaBody) -> Response:
+        if body.warm:
+            await self.modules.warm(change.name, body.cache_salt)
+        described = self.service.describe(change.name) | {
+            "num_changed_tokens": change.num_changed_tokens,
+            "num_kept_tokens": change.num_kept_tokens,
+        }
+        return JSONResponse(described, 201 if change.is_new else 200)
+
+    async def get(self, request: Request) -> Response:
+        """Describes a schema and what of it is resident."""
+        name = request.path_params["name"]
+        described = self.service.describe(name)
+        layout = self.service.layout(name)
+        status = await self.modules.status(layout)
+        for module, found in zip(described["modules"], status, strict=True):
+            module |= asdict(found)
+        return JSONResponse(described)
+
+    async def get_all(self, request: Request) -> Response:
+        """Lists all schemas."""
+        data = [self.service.describe(name) for name in self.service.names()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def delete(self, request: Request) -> Response:
+        """Removes a schema: 204."""
+        self._check_writer(request)
+        await asyncio.to_thread(self.service.remove, request.path_params["name"])
+        return Response(status_code=204)
+
+    async def explain(self, request: Request) -> Response:
+        """Lays out a prompt: what is reused, encoded and computed."""
+        body = await _read(request, ExplainBody)
+        name = request.path_params["name"]
+        self.service.layout(name)
+        return JSONResponse(await self.modules.explain(name, body.prompt, body.cache_salt))
+
+    def _check_writer(self, request: Request) -> None:
+        if self.read_only:
+            message = "this server's schemas are read-only"
+            raise ForbiddenError(message, "start it without --prompt-schemas-read-only")
+        given = request.headers.get(ADMIN_HEADER, "")
+        if not hmac.compare_digest(given.encode(), self.admin_key.encode()):
+            raise UnauthorizedError(f"a schema is written with the header {ADMIN_HEADER}")
+
+
+class SchemaEndpoints:
+    """Plugs the routes into vLLM's API server; see `EndpointPlugin` there."""
+
+    name = "prompt_schemas"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Adds the routes; their state follows in `init_state`."""
+        router = APIRouter(tags=["Prompt schemas"])
+        one = "/v1/prompt_schemas/{name}"
+        for method, path, handler in (
+            ("POST", "/v1/prompt_schemas", SchemaRoutes.post),
+            ("GET", "/v1/prompt_schemas", SchemaRoutes.get_all),
+            ("GET", one, SchemaRoutes.get),
+            ("PUT", one, SchemaRoutes.put),
+            ("DELETE", one, SchemaRoutes.delete),
+            ("POST", f"{one}/explain", SchemaRoutes.explain),
+        ):
+            router.add_api_route(path, _guarded(handler), methods=[method])
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Makes the handlers of this server."""
+        vllm_config = engine_client.vllm_config
+        config = PromptModulesConfig.of(vllm_config)
+        front_end = engine_client.renderer.front_end
+        num_servers = vllm_config.parallel_config._api_process_count
+        state.prompt_schemas = SchemaRoutes(
+            SchemaService(front_end, num_servers),
+            EngineModules(front_end, engine_client),
+            read_only=config.schemas_read_only,
+            admin_key=admin_key(),
+        )
+
+
+def _guarded(
+    handler: Callable[[SchemaRoutes, Request], Awaitable[Response]],
+) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        try:
+            return await handler(request.app.state.prompt_schemas, request)
+        except PromptCacheError as error:
+            return _error(error)
+
+    handle.__name__ = handler.__name__
+    handle.__doc__ = handler.__doc__
+    return handle
+
+
+def _error(error: PromptCacheError) -> Response:
+    """An error in OpenAI's form."""
+    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    body = {"message": str(error), "type": type(error).__name__, "param": None, "code": status}
+    return JSONResponse({"error": body}, status)
+
+
+async def _read(request: Request, model: type[_Body]) -> _Body:
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_BODY_BYTES:
+            raise TooLargeError(f"the body has more than {MAX_BODY_BYTES} bytes")
+    try:
+        if "xml" in request.headers.get("content-type", ""):
+            return model.model_validate({"schema": data.decode()})
+        return model.model_validate_json(bytes(data))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else None
+        place = ".".join(map(str, problem["loc"])) if problem else "body"
+        raise ClientError(f"{place or 'body'}: {problem['msg'] if problem else error}") from None

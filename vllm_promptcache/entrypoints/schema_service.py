@@ -1,0 +1,143 @@
+"""What the schema routes do, without HTTP: the writing side of a front end's schemas."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from threading import Lock
+from typing import Any
+
+from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.errors import ClientError, ConflictError
+from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.pml import Schema, parse_schema, quote
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a write did.
+
+    Attributes:
+        name: The schema.
+        is_new: Whether there was none of its name.
+        num_changed_tokens: Tokens of modules that no module of the old version can stand in for;
+            only these are encoded again.
+        num_kept_tokens: Tokens of modules that it has in common with the old version.
+    """
+
+    name: str
+    is_new: bool
+    num_changed_tokens: int
+    num_kept_tokens: int
+
+
+class SchemaService:
+    """Adds, replaces and removes schemas of a running server. May be used from many threads.
+
+    Args:
+        front_end: Holds the schemas.
+        num_servers: API servers that answer for one engine; each has a front end of its own.
+    """
+
+    def __init__(self, front_end: FrontEnd, num_servers: int = 1) -> None:
+        self._front_end = front_end
+        self._num_servers = num_servers
+        self._lock = Lock()
+
+    def layout(self, name: str) -> SchemaLayout:
+        """The schema as it is now.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        self._front_end.sync()
+        return self._front_end.planner.layout(name)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """The schema as clients see it. Raises as `layout`."""
+        layout = self.layout(name)
+        info = self._front_end.schemas[name]
+        return {"object": "prompt_schema", **asdict(info), "private": layout.private}
+
+    def names(self) -> list[str]:
+        """Names of all schemas, sorted."""
+        self._front_end.sync()
+        return sorted(self._front_end.planner.schemas)
+
+    def add(self, text: str) -> Change:
+        """Adds a schema; the very same one may be added again.
+
+        Raises:
+            PMLError: It is not valid.
+            ConflictError: There is another one of its name.
+        """
+        schema = parse_schema(text)
+        with self._lock:
+            self._front_end.sync()
+            known = self._front_end.planner.schemas.get(schema.name)
+            change = self._write(schema, text, known, may_replace=False)
+        return change
+
+    def replace(self, name: str, text: str) -> Change:
+        """Adds a schema or replaces the one of its name; requests in flight keep the old one.
+
+        Raises:
+            PMLError: It is not valid.
+            ClientError: It has another name.
+        """
+        schema = parse_schema(text)
+        if schema.name != name:
+            message = (
+                f"the document is schema {quote(schema.name)}, the address names {quote(name)}"
+            )
+            raise ClientError(message, "make the two the same")
+        with self._lock:
+            self._front_end.sync()
+            known = self._front_end.planner.schemas.get(name)
+            return self._write(schema, text, known, may_replace=True)
+
+    def remove(self, name: str) -> None:
+        """Removes a schema; requests in flight are not touched.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        with self._lock:
+            self.layout(name)
+            self._check_shared()
+            if (folder := self._front_end.folder) is not None:
+                folder.remove(name)
+            self._front_end.remove_schema(name)
+
+    def _write(
+        self, schema: Schema, text: str, known: SchemaLayout | None, *, may_replace: bool
+    ) -> Change:
+        self._check_shared()
+        folder, planner = self._front_end.folder, self._front_end.planner
+        if folder is not None:
+            folder.check(schema.name)
+        if known is not None and not may_replace and not planner.holds(schema):
+            message = f"there is another schema {quote(schema.name)}"
+            raise ConflictError(message, "replace it with PUT, or choose another name")
+        layout = planner.compile(schema)
+        if folder is not None:
+            folder.store(schema.name, text)
+        planner.adopt(schema, layout)
+        return _change(known, layout)
+
+    def _check_shared(self) -> None:
+        if self._num_servers > 1 and self._front_end.folder is None:
+            raise ConflictError(
+                f"{self._num_servers} API servers share schemas in a folder, and there is none",
+                "start with --prompt-schemas DIR",
+            )
+
+
+def _change(old: SchemaLayout | None, new: SchemaLayout) -> Change:
+    known = {module.key for module in old.modules} if old is not None else set()
+    changed = kept = 0
+    for module in filter(lambda module: module.is_reusable, new.modules):
+        if module.key in known:
+            kept += module.num_kept_tokens
+        else:
+            changed += module.num_kept_tokens
+    return Change(new.name, old is None, changed, kept)
