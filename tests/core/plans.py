@@ -33,7 +33,7 @@ def span(spec: ModuleSpec, num_tokens: int | None = None) -> ModuleSpan:
 def request(request_id: str, spans: list[ModuleSpan], modules: list[ModuleSpec]) -> Request:
     """A request that reads `spans` and computes 3 tokens at position 1000."""
     sequence = SequencePlan(tuple(spans), (Run(1000, 3),))
-    packed = pack_plan(sequence, [(spec.key, pack_module(spec)) for spec in modules])
+    packed = pack_plan("schema", sequence, [(spec.key, pack_module(spec)) for spec in modules])
     return raw_request(request_id, sequence.num_cached_tokens + 3, packed)
 
 

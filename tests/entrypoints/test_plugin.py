@@ -62,7 +62,10 @@ def test_an_option_without_the_flag_is_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shemas": "x"}, "'shemas'.*\nhint: options are: schemas, encode, verify"),
+        (
+            {"shemas": "x"},
+            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, verify",
+        ),
         ({"encode": "exact"}, "'encode': Input should be 'isolated' or 'anchored'"),
         ({"verify": "maybe"}, "'verify'"),
         ("on", "prompt_modules option"),
@@ -77,7 +80,7 @@ def test_registering_twice_hooks_once():
     hooked = EngineArgs.create_engine_config
     register()
     assert EngineArgs.create_engine_config is hooked
-    assert sum("prompt-schemas" in a.dest.replace("_", "-") for a in actions()) == 1
+    assert sum(a.dest == "prompt_schemas" for a in actions()) == 1
 
 
 def actions() -> list[argparse.Action]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,9 @@ class ModularRequest:
         num_private_hits: Private blocks it was found to share with an earlier request, set with
             `mapped`; they hold the tails of its modules.
         num_encodes: Encodes that were started for it.
+        schema: Name of its prompt's schema; empty for an encode.
+        since: When it arrived, in seconds of the monotonic clock.
+        has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it.
     """
 
@@ -77,6 +81,9 @@ class ModularRequest:
     num_private_hits: int = 0
     num_encodes: int = 0
     encoded_keys: set[bytes] = field(default_factory=set)
+    schema: str = ""
+    since: float = field(default_factory=time.monotonic)
+    has_waited: bool = False
     offsets: PositionOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
     num_tail_tokens: int = field(init=False)
@@ -96,6 +103,13 @@ class ModularRequest:
     def num_encoded_tokens(self) -> int:
         """Tokens it reads of modules that were encoded for it."""
         return sum(span.num_tokens for span, key in self.span_keys() if key in self.encoded_keys)
+
+    @property
+    def num_private_hit_tokens(self) -> int:
+        """New tokens whose KV an earlier request has computed; tails of modules come before."""
+        if not self.num_private_hits:
+            return 0
+        return self.num_private_hits * self.block_size - self.num_tail_tokens
 
     @property
     def num_copied_tokens(self) -> int:

@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
@@ -37,12 +38,14 @@ class ModuleResidency:
     Attributes:
         store: The module store.
         encodes: The encodes under way.
+        metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
     """
 
     def __init__(self, block_pool: BlockPool, block_size: int, *, verify: bool = False) -> None:
         self.store = ModuleStore(block_pool)
         self.encodes = Encodes(block_size)
+        self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
         self._blocked: str | None = None
         self._is_behind_blocked = False
@@ -80,6 +83,7 @@ class ModuleResidency:
             self.rejected[request.request_id] = str(error)
             return
         modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
+        modular.schema = plan.schema
         modular.reads_private_blocks = not request.skip_reading_prefix_cache
         set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
@@ -133,6 +137,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+            self.metrics.encoded(encode)
 
     def _leave_queue(self, modular: ModularRequest) -> None:
         self._waiting.discard(modular.request_id)
@@ -218,7 +223,9 @@ class ModuleResidency:
         for span, key in modular.span_keys():
             if self.store.pin(modular.request_id, key):
                 num_pinned += 1
-            elif not self.encodes.join(key, modular.request_id):
+                continue
+            modular.has_waited = True
+            if not self.encodes.join(key, modular.request_id):
                 new += self._start_encode(modular, span.key)
         if num_pinned == len(modular.sequence.spans):
             self._held.add(modular.request_id)
@@ -311,6 +318,8 @@ class ModuleResidency:
             uncount_encoded(modular)
             for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
                 self.store.count_hit(key)
+            if not isinstance(modular, EncodeRequest):
+                self.metrics.admitted(modular)
         self._admitted.clear()
         for request_id, num_tokens in num_scheduled_tokens.items():
             if (reader := self._requests.get(request_id)) is not None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.entrypoints.metrics import count_plan_error
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
-from vllm_promptcache.errors import PlanError
+from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.pml import parse_prompt, parse_schema
@@ -113,9 +114,13 @@ class FrontEnd:
             PMLError: The prompt is not valid, or does not fit its schema.
             PlanError: The engine's KV cache can never hold the prompt and its modules.
         """
-        self.sync()
-        plan = self.planner.plan(text, reuse=reuse, salt=salt, conversation=conversation)
-        self._check_room(plan)
+        try:
+            self.sync()
+            plan = self.planner.plan(text, reuse=reuse, salt=salt, conversation=conversation)
+            self._check_room(plan)
+        except PromptCacheError as error:
+            count_plan_error(error)
+            raise
         return plan
 
     def _check_room(self, plan: PromptPlan) -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -27,12 +27,14 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
 
     Attributes:
         version: Format of the plan; another version is refused.
+        schema: Name of the prompt's schema, for metrics.
         sequence: What the request reads and where its new tokens lie.
         modules: `(key, packed module)` of every module that `sequence` reads, and of their
             contexts.
     """
 
     version: int
+    schema: str
     sequence: SequencePlan
     modules: tuple[tuple[bytes, bytes], ...]
 
@@ -47,9 +49,9 @@ def pack_module(spec: ModuleSpec) -> bytes:
     return _encoder.encode(spec)
 
 
-def pack_plan(sequence: SequencePlan, modules: Sequence[tuple[bytes, bytes]]) -> bytes:
+def pack_plan(schema: str, sequence: SequencePlan, modules: Sequence[tuple[bytes, bytes]]) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    return _encoder.encode(PackedPlan(PLAN_VERSION, sequence, tuple(modules)))
+    return _encoder.encode(PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules)))
 
 
 def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:

@@ -21,6 +21,7 @@ from vllm.v1.request import Request
 
 from vllm_promptcache.compat import add_utility, after_prepare_inputs
 from vllm_promptcache.core.introspection import UTILITY, prompt_module_status
+from vllm_promptcache.core.metrics import ModuleStats
 from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.worker.module_worker import ModuleWorker
 from vllm_promptcache.worker.positions import apply_position_offsets
@@ -77,6 +78,22 @@ class PromptModuleConnector(KVConnectorBase_V1):
         return self._residency.end_step(
             scheduler_output.num_scheduled_tokens, lambda i: manager.get_block_ids(i)[0]
         )
+
+    def get_kv_connector_stats(self) -> ModuleStats | None:
+        """Returns what modules did in the last step."""
+        return self._residency.metrics.take() if self.role == KVConnectorRole.SCHEDULER else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> ModuleStats:
+        """Reads statistics that have travelled from the engine."""
+        return ModuleStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(cls, *args: Any) -> Any:
+        """Makes the metrics that those statistics go into."""
+        from vllm_promptcache.entrypoints.metrics import ModulePromMetrics
+
+        return ModulePromMetrics(*args)
 
     # Worker side
 

@@ -1,0 +1,105 @@
+"""Counters of what modules did for requests, on their way to Prometheus by vLLM's connector API."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.store import ModuleStore
+
+# Counting what is resident walks all modules.
+_SECONDS_BETWEEN_WALKS = 1.0
+
+
+@dataclass
+class ModuleStats(KVConnectorStats):
+    """What happened in one or more steps; travels as a dict.
+
+    Its `data` maps a counter's name to a number, or to a mapping from schema to number; that of a
+    histogram to a list of seconds; that of a gauge to its last value.
+    """
+
+    def aggregate(self, other: KVConnectorStats) -> ModuleStats:
+        """Adds later stats to these and returns them."""
+        for name, value in other.data.items():
+            mine = self.data.get(name)
+            if mine is None or name.startswith(("resident", "pinned")):
+                self.data[name] = value
+            elif isinstance(value, Mapping):
+                self.data[name] = dict(Counter(mine) + Counter(value))
+            else:
+                self.data[name] = mine + value
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """The sums, for vLLM's log line."""
+        counters = ("tokens_reused", "tokens_encoded", "tokens_computed")
+        return {name: self.data.get(name, 0) for name in counters}
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.data.clear()
+
+    def is_empty(self) -> bool:
+        """Whether nothing happened."""
+        return not self.data
+
+
+@dataclass(slots=True)
+class ModuleMetrics:
+    """Counts for one engine, in the scheduler's thread; plain requests cost it nothing.
+
+    Attributes:
+        store: For what is resident.
+    """
+
+    store: ModuleStore
+    _stats: ModuleStats = field(default_factory=ModuleStats)
+    _num_evictions: int = 0
+    _walked: float = 0.0
+
+    def admitted(self, modular: ModularRequest) -> None:
+        """A request was admitted with all its modules."""
+        keys = {key for _, key in modular.span_keys()}
+        num_missed = len(keys & modular.encoded_keys)
+        self._add("misses", {modular.schema: num_missed})
+        self._add("hits", {modular.schema: len(keys) - num_missed})
+        sequence = modular.sequence
+        self._add("tokens_reused", sequence.num_cached_tokens - modular.num_encoded_tokens)
+        self._add("tokens_copied", modular.num_copied_tokens)
+        self._add("tokens_computed", sequence.num_new_tokens - modular.num_private_hit_tokens)
+        if modular.has_waited:
+            self._add("wait_seconds", [time.monotonic() - modular.since])
+
+    def encoded(self, encode: EncodeRequest) -> None:
+        """An encode has ended and its module is resident."""
+        self._add("tokens_encoded", encode.spec.num_kept_tokens)
+        self._add("encode_seconds", [time.monotonic() - encode.since])
+
+    def take(self) -> ModuleStats | None:
+        """Returns what happened since the last call, None if nothing did."""
+        if self._stats.is_empty():
+            return None
+        evicted, self._num_evictions = self.store.stats.num_evictions, self._num_evictions
+        self._add("evictions", evicted - self._num_evictions)
+        self._num_evictions = evicted
+        if time.monotonic() - self._walked > _SECONDS_BETWEEN_WALKS:
+            self._walk()
+        stats, self._stats = self._stats, ModuleStats()
+        return stats
+
+    def _walk(self) -> None:
+        modules = self.store.modules.values()
+        self._stats.data["resident_modules"] = len(modules)
+        self._stats.data["resident_blocks"] = sum(len(module.blocks) for module in modules)
+        self._stats.data["pinned_blocks"] = len(set(self.store.pinned_block_ids))
+        self._walked = time.monotonic()
+
+    def _add(self, name: str, value: Any) -> None:
+        self._stats.aggregate(ModuleStats({name: value}))

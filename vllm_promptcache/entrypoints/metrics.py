@@ -1,0 +1,108 @@
+"""Prometheus metrics, all named `promptcache_*`.
+
+Those of the engine come with its step statistics, by the connector API; plan errors are counted
+where prompts are planned.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from prometheus_client import Counter
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
+
+from vllm_promptcache.errors import (
+    NotFoundError,
+    PlanError,
+    PMLError,
+    PromptCacheError,
+    UnsupportedError,
+)
+
+COUNTERS = {
+    "hits": ("module_hits", "Modules that requests found resident, by schema."),
+    "misses": ("module_misses", "Modules that were encoded for a request, by schema."),
+    "tokens_reused": ("tokens_reused", "Prompt tokens whose KV was read from resident modules."),
+    "tokens_encoded": ("tokens_encoded", "Tokens of modules that were encoded."),
+    "tokens_copied": ("tokens_copied", "Tokens of module tails that were copied."),
+    "tokens_computed": ("tokens_computed", "New tokens of prompts that read modules."),
+    "evictions": ("evictions", "Modules that lost a block to other requests or to a reset."),
+}
+HISTOGRAMS = {
+    "encode_seconds": ("encode_seconds", "From the start of a module's encode to its end."),
+    "wait_seconds": ("wait_seconds", "How long requests waited for modules that were missing."),
+}
+GAUGES = {
+    "resident_modules": ("resident_modules", "Modules in the KV cache."),
+    "resident_blocks": ("resident_blocks", "KV cache blocks of these modules."),
+    "pinned_blocks": ("pinned_blocks", "Of these, blocks held for requests near admission."),
+}
+BY_SCHEMA = ("hits", "misses")
+PREFIX = "promptcache_"
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_KINDS = {PMLError: "pml", UnsupportedError: "unsupported", PlanError: "plan", NotFoundError: "404"}
+
+
+class ModulePromMetrics(KVConnectorPromMetrics):
+    """Turns the engines' `ModuleStats` into metrics, labelled like vLLM's own."""
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        metric_types: Any,
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters = {
+            key: self._counter_cls(
+                name=PREFIX + name, documentation=text, labelnames=self._labels(key)
+            )
+            for key, (name, text) in COUNTERS.items()
+        }
+        self._histograms = {
+            key: self._histogram_cls(
+                name=PREFIX + name, documentation=text, labelnames=labelnames, buckets=_BUCKETS
+            )
+            for key, (name, text) in HISTOGRAMS.items()
+        }
+        self._gauges = {
+            key: self._gauge_cls(
+                name=PREFIX + name,
+                documentation=text,
+                labelnames=labelnames,
+                multiprocess_mode="mostrecent",
+            )
+            for key, (name, text) in GAUGES.items()
+        }
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Records the statistics of one engine."""
+        labels = self.per_engine_labelvalues[engine_idx]
+        for key, value in transfer_stats_data.items():
+            if key in BY_SCHEMA:
+                for schema, number in value.items():
+                    self._counters[key].labels(*labels, schema).inc(number)
+            elif key in self._counters:
+                self._counters[key].labels(*labels).inc(value)
+            elif key in self._gauges:
+                self._gauges[key].labels(*labels).set(value)
+            else:
+                for seconds in value:
+                    self._histograms[key].labels(*labels).observe(seconds)
+
+    def _labels(self, key: str) -> list[str]:
+        return [*self._labelnames, "schema"] if key in BY_SCHEMA else self._labelnames
+
+
+def count_plan_error(error: PromptCacheError) -> None:
+    """Counts a prompt that was refused."""
+    kinds = (kind for cls, kind in _KINDS.items() if isinstance(error, cls))
+    _plan_errors().labels(next(kinds, "other")).inc()
+
+
+@cache
+def _plan_errors() -> Counter:
+    # Made when first needed: by then vLLM has set up the registry of several API servers.
+    return Counter(f"{PREFIX}plan_errors", "Prompts that were refused, by kind.", ["kind"])
