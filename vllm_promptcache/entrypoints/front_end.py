@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
+
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.metrics import count_plan_error
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
@@ -17,6 +19,9 @@ from vllm_promptcache.pml import parse_prompt, parse_schema
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,20 @@ class FrontEnd:
         if config.schemas is not None:
             folder = SchemaFolder(Path(config.schemas), planner)
             folder.load()
-        return cls(planner, vllm_config, folder)
+        front_end = cls(planner, vllm_config, folder)
+        front_end._announce()
+        return front_end
+
+    def _announce(self) -> None:
+        modules = [module for schema in self.schemas.values() for module in schema.modules]
+        logger.info(
+            "Prompt modules are on: %d schemas with %d modules, which take %d KV cache blocks of "
+            "%d tokens if all are resident. Prefix caching is on, the model runner is V1.",
+            len(self.schemas),
+            len(modules),
+            sum(module.num_blocks for module in modules),
+            self._block_size,
+        )
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
         """Compiles a schema; one of the same name is replaced.
