@@ -23,6 +23,11 @@ class _Config:
     kv_transfer_config = None
 
 
+def _make_metrics() -> ModulePromMetrics:
+    types = {Gauge: Gauge, Counter: Counter, Histogram: Histogram}
+    return ModulePromMetrics(_Config(), types, ["engine"], {0: ["0"]})
+
+
 def test_statistics_add_up() -> None:
     one = ModuleStats({"hits": {"a": 1}, "tokens_reused": 5, "resident_blocks": 9})
     two = ModuleStats({"hits": {"a": 2, "b": 1}, "tokens_reused": 6, "resident_blocks": 3})
@@ -36,9 +41,14 @@ def test_statistics_add_up() -> None:
     assert ModuleStats().is_empty()
 
 
+def test_a_second_engine_in_one_process_takes_over_the_metrics() -> None:
+    _make_metrics().observe({"tokens_reused": 1}, 0)
+    _make_metrics().observe({"tokens_reused": 2}, 0)
+    assert 'promptcache_tokens_reused_total{engine="0"} 2.0' in generate_latest().decode()
+
+
 def test_every_statistic_becomes_a_metric_and_the_dashboard_uses_no_other() -> None:
-    types = {Gauge: Gauge, Counter: Counter, Histogram: Histogram}
-    metrics = ModulePromMetrics(_Config(), types, ["engine"], {0: ["0"]})
+    metrics = _make_metrics()
     data = dict.fromkeys((*COUNTERS, *GAUGES), 7) | {key: [0.2] for key in HISTOGRAMS}
     metrics.observe(data | {"hits": {"travel": 3}, "misses": {"travel": 1}}, 0)
     count_plan_error(PMLError("bad", "<prompt>", 1, 1, "x", 0))

@@ -6,10 +6,11 @@ where prompts are planned.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
-from prometheus_client import Counter
+from prometheus_client import REGISTRY, Counter
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
 
 from vllm_promptcache.errors import (
@@ -45,7 +46,12 @@ _KINDS = {PMLError: "pml", UnsupportedError: "unsupported", PlanError: "plan", N
 
 
 class ModulePromMetrics(KVConnectorPromMetrics):
-    """Turns the engines' `ModuleStats` into metrics, labelled like vLLM's own."""
+    """Turns the engines' `ModuleStats` into metrics, labelled like vLLM's own.
+
+    Those of the engine that was started last in this process are registered; vLLM does the same.
+    """
+
+    _registered: ClassVar[list[Any]] = []
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class ModulePromMetrics(KVConnectorPromMetrics):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._unregister_previous()
         self._counters = {
             key: self._counter_cls(
                 name=PREFIX + name, documentation=text, labelnames=self._labels(key)
@@ -76,6 +83,14 @@ class ModulePromMetrics(KVConnectorPromMetrics):
             )
             for key, (name, text) in GAUGES.items()
         }
+        for collectors in (self._counters, self._histograms, self._gauges):
+            self._registered.extend(collectors.values())
+
+    def _unregister_previous(self) -> None:
+        for collector in self._registered:
+            with suppress(KeyError):  # Ray's kind of metric is not in this registry
+                REGISTRY.unregister(collector)
+        self._registered.clear()
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Records the statistics of one engine."""
