@@ -77,8 +77,10 @@ PRIVATE_NAMES = {
     "vllm.v1.request": ("Request.update_block_hashes",),
     "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
     "vllm.v1.engine.core": ("EngineCore", "get_request_block_hasher"),
-    # Data parallel: `entrypoints/affinity.py`.
+    # Utilities: `call_utility`, `entrypoints/engine_modules.py`; `entrypoints/affinity.py`.
     "vllm.v1.engine.core_client": (
+        "InprocClient",
+        "SyncMPClient.call_utility",
         "AsyncMPClient.call_utility_async",
         "DPLBAsyncMPClient.call_utility_all_async",
         "DPLBAsyncMPClient.get_core_engine_for_request",
@@ -210,6 +212,19 @@ def add_utility(name: str, answer: Callable[..., Any]) -> None:
     from vllm.v1.engine.core import EngineCore
 
     setattr(EngineCore, name, answer)
+
+
+def call_utility(client: Any, name: str, *args: Any) -> Any:
+    """Calls a utility from a process that waits for its answer, as `vllm.LLM` does.
+
+    Args:
+        client: Its client of the engine core, which may hold the engine core itself.
+        name: See `add_utility`.
+        args: Its arguments.
+    """
+    if (call := getattr(client, "call_utility", None)) is not None:
+        return call(name, *args)
+    return getattr(client.engine_core, name)(*args)
 
 
 def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:

@@ -5,7 +5,7 @@ import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
@@ -38,6 +38,9 @@ class PromptModulesConfig:
     """What a module may attend to while it is encoded, where its schema does not say: nothing but
     itself (`isolated`, as in the paper), or also the text of its ancestors that lies before it
     (`anchored`)."""
+
+    max_pinned_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the KV cache's blocks that pinned modules may take together."""
 
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.

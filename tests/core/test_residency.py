@@ -5,6 +5,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.residency import MAX_ENCODES_PER_MODULE, ModuleResidency
+from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
 from .plans import BLOCK_SIZE, module, raw_request, request, span
 
@@ -213,3 +214,33 @@ def test_a_request_whose_modules_never_stay_is_given_up():
         engine.run_encode(engine.queue[0], RequestStatus.FINISHED_ABORTED)
     assert engine.prepare() == []
     assert "do not fit" in engine.residency.take_rejected()["1"]
+
+
+def test_pins_keep_a_module_from_eviction_but_no_request_from_its_blocks():
+    engine = Engine(num_blocks=9)
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    residency = engine.residency
+    residency.pins.replace("s", [PinnedModule(A.key, 3)])
+    residency.finish(engine.queue.pop(), [])
+    large = raw_request("large", 6 * BLOCK_SIZE, None)
+    engine.queue.append(large)
+
+    engine.num_running = 1  # whoever runs may end and free blocks
+    engine.prepare()
+    assert engine.pool.get_num_free_blocks() == 5
+    engine.num_running = 0
+    engine.prepare()
+    assert engine.pool.get_num_free_blocks() == 8
+
+
+def test_pins_that_do_not_stand_in_the_way_stay():
+    engine = Engine(num_blocks=9)
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    engine.residency.pins.replace("s", [PinnedModule(A.key, 3)])
+    engine.queue.append(raw_request("small", 4 * BLOCK_SIZE, None))
+    engine.prepare()
+    assert A.key in engine.residency.store.held(PIN_OWNER)

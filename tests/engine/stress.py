@@ -14,8 +14,12 @@ from tests.generators import CaseMaker, Schema, random_text
 from tests.reference import Reference
 from tests.reference.compare import Tally
 from vllm_promptcache import LLM
+from vllm_promptcache.compat import call_utility
+from vllm_promptcache.core.introspection import PIN_UTILITY
+from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
 from vllm_promptcache.errors import ClientError
+from vllm_promptcache.pml import Pin
 
 NUM_SCHEMAS = 6
 MAX_WORDS = 250
@@ -25,7 +29,15 @@ NUM_SEEN = 6
 NUM_LOGPROBS = 5
 # More steps than any queue here can need: behind it requests are stuck.
 MAX_STEPS_TO_DRAIN = 20_000
-OPERATIONS = {"step": 50, "add": 34, "abort": 8, "schema": 5, "reset": 2, "reset_running": 1}
+OPERATIONS = {
+    "step": 50,
+    "add": 34,
+    "abort": 8,
+    "schema": 5,
+    "pin": 3,
+    "reset": 2,
+    "reset_running": 1,
+}
 STATES = ("waiting", "encoding", "running")
 KINDS = {"modular": 8, "again": 8, "plain": 4, "twin": 2, "no_reuse": 2}
 
@@ -110,6 +122,8 @@ class Stress:
             "evictions": stats.num_evictions,
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
+            "pins": self.counts["pinned"],
+            "pins refused": self.counts["pin refused"],
             "refused prompts": self._maker.num_refused,
             "violations": len(self.tally.wrong) + self.counts["errors"],
         }
@@ -199,6 +213,18 @@ class Stress:
             self._replace_schema(name)
         self._seen = deque((pair for pair in self._seen if pair[0] != name), maxlen=NUM_SEEN)
 
+    def _pin(self) -> None:
+        """Pins some modules of a schema, resident or not."""
+        rng, front_end = self._rng, self.llm.front_end
+        name = rng.choice(list(self._schemas))
+        pins = engine_pins(front_end.planner.layout(name), front_end.block_size, Pin())
+        self._set_pins(name, rng.sample(pins, rng.randint(0, len(pins))))
+
+    def _set_pins(self, name: str, pins: EnginePins) -> None:
+        refusal = call_utility(self.llm.llm_engine.engine_core, PIN_UTILITY, name, pins)
+        self.counts["pin refused" if refusal else "pinned"] += 1
+        self.log.append(f"pin {len(pins)} modules of {name}: {refusal or 'done'}")
+
     def _replace_schema(self, name: str) -> None:
         self._schemas[name] = self._maker.schema(name, self.llm.add_schema, max_words=MAX_WORDS)
         self.log.append(f"add {name}")
@@ -262,6 +288,8 @@ class Stress:
         # One more step lets encodes go that nobody waits for any more.
         self._step()
         self._check()
+        for name in self._schemas:
+            self._set_pins(name, [])
         assert not scheduler.requests, "requests are left over"
         assert not scheduler.residency.requests, "requests with modules are left over"
         assert not scheduler.module_store.pinned_block_ids, "pins are left over"

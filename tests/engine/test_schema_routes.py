@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,35 @@ def test_a_schema_is_posted_used_replaced_and_deleted(client: httpx.Client, fold
     assert not (folder / "story.pml").exists()
 
 
+def test_a_pinned_schema_stays(client: httpx.Client) -> None:
+    def pinned() -> list[bool]:
+        modules = client.get(f"{ROUTE}/pinned").json()["modules"]
+        return [module["pinned"] and module["resident"] for module in modules][1:]
+
+    text = schema("pinned", "Pinned: " + LONG, LONG[5:])
+    answer = client.post(ROUTE, json={"schema": text, "pin": True, "ttl": "1h"})
+    assert answer.status_code == 201, answer.text
+    assert pinned() == [True, True]
+    assert client.post(ROUTE, json={"schema": text, "ttl": "1h"}).status_code == 400
+    assert client.put(f"{ROUTE}/pinned", json={"schema": text}).status_code == 200
+    assert pinned() == [False, False]
+    one = text.replace('<module name="m1"', '<module name="m1" pin="true" ttl="2s"')
+    assert client.put(f"{ROUTE}/pinned", json={"schema": one}).json()["num_changed_tokens"] == 0
+    assert pinned() == [False, True]
+    time.sleep(2.1)
+    assert pinned() == [False, False]
+
+
+def test_more_than_the_pinned_share_is_refused(client: httpx.Client) -> None:
+    # A block each; the root takes none.
+    text = schema("many", *(f"Text {i} of many." for i in range(60)))
+    answer = client.post(ROUTE, json={"schema": text, "pin": True})
+    assert answer.status_code == 409
+    message = answer.json()["error"]["message"]
+    assert "is written, but not pinned: pinned modules would take 60 KV cache blocks" in message
+    assert client.delete(f"{ROUTE}/many").status_code == 204
+
+
 def test_explain(client: httpx.Client) -> None:
     text = schema("explained", "Explained: " + LONG, LONG[9:])
     assert client.post(ROUTE, json={"schema": text}).status_code == 201
@@ -110,7 +140,7 @@ def test_explain(client: httpx.Client) -> None:
         ("POST", "", {"schema": "<schema"}, 400, "<schema>:1:"),
         ("POST", "", {"schema": schema("x", '<module name="m0" src="/etc/passwd"/>')}, 400, "src"),
         ("POST", "", {"scheme": "x"}, 400, "schema: Field required"),
-        ("POST", "", {"schema": "x", "pin": True}, 400, "pin: Extra inputs"),
+        ("POST", "", {"schema": "x", "pine": True}, 400, "pine: Extra inputs"),
         ("POST", "", {"schema": "<schema name='a'>" + "<user>" * 99}, 400, "nest"),
         ("POST", "", {"schema": "<!DOCTYPE a [<!ENTITY b 'c'>]><schema/>"}, 400, "DOCTYPE"),
         ("PUT", "/one", {"schema": schema("two", "x")}, 400, "the address names `one`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine.collector import Collector, collecting
 from tests.engine.endpoints import PROMPT, Endpoints
 from tests.engine.server import ENGINE_OPTIONS, MODEL_NAME, VLLM, environment, running_server
 
@@ -37,12 +39,21 @@ seven green turtles, and the night shift keeps it in the blue cabinet beside the
 
 
 @pytest.fixture(scope="module")
-def url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def collector() -> Iterator[Collector]:
+    with collecting() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def url(
+    smollm2: Path, tmp_path_factory: pytest.TempPathFactory, collector: Collector
+) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
     (folder / "travel.pml").write_text(SCHEMA)
     (folder / "notes.pml").write_text(NOTES)
     tools = ["--enable-auto-tool-choice", "--tool-call-parser=hermes"]
-    with running_server(smollm2, folder, *tools) as address:
+    tracing = f"--otlp-traces-endpoint={collector.url}"
+    with running_server(smollm2, folder, *tools, tracing) as address:
         yield address
 
 
@@ -180,6 +191,38 @@ def test_a_plan_of_the_client_is_dropped(url: str) -> None:
         assert status in (200, 400), answer  # vLLM itself refuses what is no string or number
         assert post(url, prompt=PROMPT, vllm_xargs={"prompt_modules": "AAAA"})[0] == 200
     assert post(url, prompt=PROMPT)[0] == 200
+
+
+def test_a_trace_shows_what_modules_did(url: str, collector: Collector) -> None:
+    trace_id, span_id = 32 * "a", 16 * "b"
+    ask = Endpoints(url, MODEL_NAME).completion
+    text = "<prompt schema='notes'><secret/> What?</prompt>"
+    headers = {"traceparent": f"00-{trace_id}-{span_id}-01"}
+    ask(text, extra_body={"cache_salt": "traced"}, extra_headers=headers)
+    spans = collector.trace(trace_id, 4)
+    plan, wait, encode, request = (
+        spans[name]
+        for name in (
+            "prompt_modules.plan",
+            "prompt_modules.wait",
+            "prompt_modules.encode",
+            "llm_request",
+        )
+    )
+    assert {span.parent_span_id.hex() for span in spans.values()} == {span_id}
+    assert plan.start_time_unix_nano < plan.end_time_unix_nano <= wait.end_time_unix_nano
+    assert wait.start_time_unix_nano <= encode.start_time_unix_nano
+    assert encode.end_time_unix_nano <= wait.end_time_unix_nano <= request.end_time_unix_nano
+    assert {a.key: a.value.string_value for a in plan.attributes}["schema"] == "notes"
+
+
+def test_a_request_without_trace_has_one_of_its_own(url: str, collector: Collector) -> None:
+    collector.spans.clear()
+    post(url, prompt=PROMPT)
+    while not (plans := [s for s in collector.spans if s.name == "prompt_modules.plan"]):
+        time.sleep(0.1)
+    spans = collector.trace(plans[0].trace_id.hex(), 2)
+    assert spans["llm_request"].parent_span_id == spans["prompt_modules.plan"].span_id
 
 
 def test_a_bad_schema_file_stops_the_start(smollm2: Path, tmp_path: Path) -> None:

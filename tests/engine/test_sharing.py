@@ -130,7 +130,7 @@ def test_reuse_false_touches_no_module(llm: LLM) -> None:
 @pytest.mark.parametrize("level", [1, 2])
 def test_modules_are_encoded_again_after_a_sleep(llm: LLM, level: int) -> None:
     text = prompt(Random(9))
-    (before,) = llm.generate(text, greedy(1), use_tqdm=False)
+    _, before = (llm.generate(text, greedy(1), use_tqdm=False)[0] for _ in range(2))
     llm.sleep(level)
     assert not scheduler_of(llm).module_store.modules
     llm.wake_up()

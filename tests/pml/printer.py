@@ -1,11 +1,13 @@
 """Prints trees as PML, for the round trip."""
 
 from collections.abc import Iterable
+from typing import Literal
 
 from vllm_promptcache.pml import (
     Import,
     Module,
     Param,
+    Pin,
     Prompt,
     PromptNode,
     Role,
@@ -22,6 +24,7 @@ def print_schema(schema: Schema) -> str:
         "encode": schema.encode,
         "layout": schema.layout,
         "private": str(schema.private).lower(),
+        **_pin(schema.pin),
     }
     scaffolds = [_element("scaffold", {"modules": " ".join(s.paths)}) for s in schema.scaffolds]
     return _element("schema", attributes, [*map(_node, schema.children), *scaffolds])
@@ -41,7 +44,7 @@ def _node(node: SchemaNode | PromptNode) -> str:
         case Module():
             cache = str(node.cached).lower()
             attributes = {"name": node.name, "encode": node.encode, "cache": cache}
-            return _element("module", attributes, map(_node, node.children))
+            return _element("module", attributes | _pin(node.pin), map(_node, node.children))
         case Union():
             return _element("union", {"default": node.default}, map(_node, node.members))
         case Role():
@@ -49,6 +52,12 @@ def _node(node: SchemaNode | PromptNode) -> str:
         case Import():
             arguments = {argument.name: argument.value for argument in node.arguments}
             return _element(node.name, dict(arguments), map(_node, node.children))
+
+
+def _pin(pin: Pin | Literal[False] | None) -> dict[str, str | None]:
+    if not pin:
+        return {"pin": None if pin is None else "false"}
+    return {"pin": "true", "ttl": None if pin.ttl_s is None else f"{pin.ttl_s}s"}
 
 
 def _element(name: str, attributes: dict[str, str | None], content: Iterable[str] = ()) -> str:

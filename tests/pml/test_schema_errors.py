@@ -42,7 +42,7 @@ ROOTS = {
     "namespace": (
         '<schema name="s" ▲xmlns="urn:x"/>',
         "`<schema>` has no attribute `xmlns`",
-        "it takes `name`, `encode`, `layout`, `private`",
+        "it takes `name`, `encode`, `layout`, `private`, `pin`, `ttl`",
     ),
 }
 MODULES = {
@@ -57,7 +57,17 @@ MODULES = {
     "unknown-attribute": (
         '<module name="a" ▲length="3"/>',
         "`<module>` has no attribute `length`",
-        "it takes `name`, `encode`, `src`, `cache`",
+        "it takes `name`, `encode`, `src`, `cache`, `pin`, `ttl`",
+    ),
+    "bad-ttl": (
+        '<module name="a" pin="true" ttl="▲1 h"/>',
+        "`ttl` is no duration",
+        'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"',
+    ),
+    "ttl-without-pin": (
+        '<module name="a" ttl="▲1h"/>',
+        "`ttl` goes with a pin",
+        'write `pin="true"` as well',
     ),
     "bad-cache": (
         '<module name="a" cache="▲no"/>',

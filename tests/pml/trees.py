@@ -11,6 +11,7 @@ from vllm_promptcache.pml import (
     Location,
     Module,
     Param,
+    Pin,
     Prompt,
     PromptNode,
     Role,
@@ -32,6 +33,7 @@ CHARACTERS = st.sampled_from("ab <>&\"']\t\n\r") | st.characters(
 VALUES = st.text(CHARACTERS, max_size=8)
 TEXTS = st.builds(Text, st.text(CHARACTERS, min_size=1, max_size=8), st.just(PLACE))
 ROLES = st.sampled_from(["system", "user", "assistant"])
+PINS = st.sampled_from([None, False, Pin(), Pin(90)])
 POLICIES = st.sampled_from([None, "isolated", "anchored"])
 
 
@@ -43,7 +45,8 @@ def schemas(draw: st.DrawFn) -> Schema:
     scaffolds = (Scaffold(tuple(modules), PLACE),) if len(modules) > 1 else ()
     layout = draw(st.sampled_from(["schema", "compact"]))
     private = draw(st.booleans())
-    return Schema(draw(NAMES), children, draw(POLICIES), layout, private, scaffolds, SOURCE, PLACE)
+    options = (draw(POLICIES), layout, private, draw(PINS))
+    return Schema(draw(NAMES), children, *options, scaffolds, SOURCE, PLACE)
 
 
 @st.composite
@@ -62,7 +65,8 @@ def _schema_nodes(
 ) -> tuple[SchemaNode, ...]:
     def module() -> Module:
         children = _schema_nodes(draw, names, depth - 1, in_module=True, in_role=in_role)
-        return Module(next(names), children, draw(POLICIES), draw(st.booleans()), PLACE)
+        options = (draw(POLICIES), draw(st.booleans()), draw(PINS))
+        return Module(next(names), children, *options, PLACE)
 
     def node(kind: str) -> SchemaNode:
         match kind:

@@ -85,4 +85,5 @@ class Encodes:
             arrival_time=waiter.arrival_time,
             lora_request=waiter.lora_request,
             priority=waiter.priority,
+            trace_headers=waiter.trace_headers,
         )

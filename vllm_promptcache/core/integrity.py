@@ -9,6 +9,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group
 
 from vllm_promptcache.compat import MODULE_HASH_PREFIX
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.store import PIN_OWNER
 
 if TYPE_CHECKING:
     from vllm_promptcache.core.scheduler import PromptModuleMixin
@@ -53,6 +54,9 @@ def _check_reference_counts(scheduler: PromptModuleMixin) -> None:
     for block in pool.blocks:
         if not block.is_null:
             assert block.ref_cnt == counts[block.block_id], f"wrong ref count: {block}"
+    pins = scheduler.residency.pins
+    held = scheduler.module_store.held(PIN_OWNER)
+    assert all(key in pins for key in held), "a module is pinned for nobody"
     num_free = sum(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
     assert pool.get_num_free_blocks() == num_free, "the free list has lost or gained blocks"
 

@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStat
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.store import ModuleStore
+from vllm_promptcache.tracing import trace_work
 
 # Counting what is resident walks all modules.
 _SECONDS_BETWEEN_WALKS = 1.0
@@ -75,12 +76,16 @@ class ModuleMetrics:
         self._add("tokens_copied", modular.num_copied_tokens)
         self._add("tokens_computed", sequence.num_new_tokens - modular.num_private_hit_tokens)
         if modular.has_waited:
-            self._add("wait_seconds", [time.monotonic() - modular.since])
+            seconds = time.monotonic() - modular.since
+            self._add("wait_seconds", [seconds])
+            trace_work("wait", modular.request, seconds, modules=num_missed)
 
     def encoded(self, encode: EncodeRequest) -> None:
         """An encode has ended and its module is resident."""
-        self._add("tokens_encoded", encode.spec.num_kept_tokens)
-        self._add("encode_seconds", [time.monotonic() - encode.since])
+        num_tokens, seconds = encode.spec.num_kept_tokens, time.monotonic() - encode.since
+        self._add("tokens_encoded", num_tokens)
+        self._add("encode_seconds", [seconds])
+        trace_work("encode", encode.request, seconds, tokens=num_tokens)
 
     def take(self) -> ModuleStats | None:
         """Returns what happened since the last call, None if nothing did."""

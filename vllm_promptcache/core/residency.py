@@ -18,7 +18,7 @@ from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.store import ModuleStore
+from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
 # More would let waiting requests hold the pool; fewer would encode one module at a time.
@@ -37,13 +37,23 @@ class ModuleResidency:
 
     Attributes:
         store: The module store.
+        pins: Modules that stay resident.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
     """
 
-    def __init__(self, block_pool: BlockPool, block_size: int, *, verify: bool = False) -> None:
+    def __init__(
+        self,
+        block_pool: BlockPool,
+        block_size: int,
+        *,
+        max_pinned_share: float = 0.5,
+        verify: bool = False,
+    ) -> None:
         self.store = ModuleStore(block_pool)
+        num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
+        self.pins = Pins(self.store, int(max_pinned_share * num_usable))
         self.encodes = Encodes(block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
@@ -137,6 +147,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+            self.pins.fulfil(encode.key)
             self.metrics.encoded(encode)
 
     def _leave_queue(self, modular: ModularRequest) -> None:
@@ -146,7 +157,7 @@ class ModuleResidency:
         self.encodes.leave(modular)
 
     def release(self, keep: Collection[str] = ()) -> None:
-        """Unpins the modules of all waiting requests but those in `keep`."""
+        """Lets go of all modules but those of the holders in `keep`: request ids, `PIN_OWNER`."""
         self._held.intersection_update(keep)
         self.store.unpin_all(keep)
 
@@ -161,16 +172,30 @@ class ModuleResidency:
             New encode requests, to be put ahead of the queue in this order.
         """
         self._blocked, self._is_behind_blocked = None, False
-        if not self._waiting:
+        self.pins.expire()
+        if not self._waiting and not self.pins:
             return []
         near = self._requests_near_admission(waiting, num_running)
-        self.release(keep={modular.request_id for modular in near})
+        self.release(keep={PIN_OWNER, *(modular.request_id for modular in near)})
+        if not num_running:
+            self._make_pins_give_way(next(iter(waiting), None))
         return [
             encode
             for modular in near
             if modular.request_id not in self._held
             for encode in self._hold(modular)
         ]
+
+    def _make_pins_give_way(self, first: Request | None) -> None:
+        """With nothing running, only pins can keep the first request in the queue from its blocks.
+
+        A running request that outgrows what pins leave is preempted, and comes here too.
+        """
+        if first is None or not self.pins:
+            return
+        modular = self.get(first)
+        if self._num_blocks_needed(first, modular) > self._pool.get_num_free_blocks():
+            self.pins.give_way([key for _, key in modular.span_keys()] if modular else [])
 
     def _requests_near_admission(
         self, waiting: Iterable[Request], num_running: int
@@ -318,6 +343,7 @@ class ModuleResidency:
             uncount_encoded(modular)
             for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
                 self.store.count_hit(key)
+                self.pins.fulfil(key)
             if not isinstance(modular, EncodeRequest):
                 self.metrics.admitted(modular)
         self._admitted.clear()

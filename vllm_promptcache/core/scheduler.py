@@ -40,7 +40,12 @@ class PromptModuleMixin(Scheduler):
         compat.never_hash_blocks(PLAN_KEY)
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
-        self.residency = ModuleResidency(manager.block_pool, self.block_size, verify=config.verify)
+        self.residency = ModuleResidency(
+            manager.block_pool,
+            self.block_size,
+            max_pinned_share=config.max_pinned_share,
+            verify=config.verify,
+        )
         # Blocks of an encode become the module's, and hold padding until then.
         compat.never_cache_blocks(manager, self.residency.is_encode)
         self.connector.bind_residency(self.residency)
@@ -104,7 +109,7 @@ class PromptModuleMixin(Scheduler):
     def reset_prefix_cache(
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
-        """As vLLM; modules are forgotten with the rest, pins do not stand in the way."""
+        """As vLLM; modules are forgotten with the rest, pinned ones until they are used again."""
         self.residency.release()
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.core.introspection import UTILITY
+from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.errors import ConflictError, PromptCacheError
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.plan import Explanation, PromptPlan
+from vllm_promptcache.pml import Pin
+
+logger = init_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +31,12 @@ class ModuleStatus:
         resident: Whether its KV is there; None for a private schema, whose modules are those of
             tenants. With data parallelism, whether a rank has it.
         num_hits: Requests that found it resident since it was encoded.
+        pinned: Whether it is kept from eviction.
     """
 
     resident: bool | None = None
     num_hits: int | None = None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,36 @@ class EngineModules:
         plans = self.front_end.warm_plans(name, salt=salt)
         await asyncio.gather(*map(self._encode, plans))
 
+    async def pin(self, name: str, pin: Pin | None = None) -> bool:
+        """Pins the modules of a schema that it or `pin` says, and no other of it.
+
+        Returns:
+            Whether there are any. Those that are not resident are held once they are encoded.
+
+        Raises:
+            ConflictError: Too much of the KV cache would be pinned; nothing has changed.
+            ClientError: The schema is private.
+        """
+        front_end = self.front_end
+        pins = engine_pins(front_end.planner.layout(name), front_end.block_size, pin)
+        for refusal in await self._call(PIN_UTILITY, name, pins):
+            if refusal:
+                raise ConflictError(refusal)
+        return bool(pins)
+
+    async def unpin(self, name: str) -> None:
+        """Lets go of all modules that a schema has pinned."""
+        await self._call(PIN_UTILITY, name, [])
+
+    async def start(self) -> None:
+        """Pins what the documents of all schemas ask for, and encodes it; logs what fails."""
+        for name in self.front_end.planner.schemas:
+            try:
+                if await self.pin(name):
+                    await self.warm(name, None)
+            except PromptCacheError as error:
+                logger.error("Schema %s is not pinned: %s", name, error)
+
     async def explain(self, name: str, prompt: str, salt: str | None) -> dict[str, Any]:
         """Explains a prompt: its layout, what is resident, what would be computed.
 
@@ -74,18 +112,22 @@ class EngineModules:
         return explained | {"num_tokens_to_encode": num_encoded}
 
     async def _status(self, keys: Sequence[bytes]) -> list[ModuleStatus]:
+        answers = await self._call(STATUS_UTILITY, list(keys))
+        return [
+            ModuleStatus(any(resident), sum(num_hits), any(pinned))
+            for ranks in zip(*answers, strict=True)
+            for resident, num_hits, pinned in [zip(*ranks, strict=True)]
+        ]
+
+    async def _call(self, utility: str, *args: Any) -> list[Any]:
+        """Calls a utility of all engines."""
         core = self.client.engine_core
         # Only clients of several engines can ask all of them.
-        ask_all = getattr(core, "call_utility_all_async", None)
-        answers = (
-            await ask_all(UTILITY, list(keys))
-            if ask_all is not None
-            else [await core.call_utility_async(UTILITY, list(keys))]
-        )
-        return [
-            ModuleStatus(any(resident for resident, _ in ranks), sum(hits for _, hits in ranks))
-            for ranks in zip(*answers, strict=True)
-        ]
+        call_all = getattr(core, "call_utility_all_async", None)
+        if call_all is not None:
+            answers: list[Any] = await call_all(utility, *args)
+            return answers
+        return [await core.call_utility_async(utility, *args)]
 
     async def _encode(self, plan: PromptPlan) -> None:
         renderer = self.client.renderer

@@ -71,7 +71,7 @@ class FrontEnd:
             len(self.schemas),
             len(modules),
             sum(module.num_blocks for module in modules),
-            self._block_size,
+            self.block_size,
         )
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
@@ -89,7 +89,7 @@ class FrontEnd:
         else:
             path = Path(source)
             schema = parse_schema(read_schema(path), name=str(path), base_dir=path.parent)
-        return SchemaInfo.of(self.planner.add_schema(schema), self._block_size)
+        return SchemaInfo.of(self.planner.add_schema(schema), self.block_size)
 
     def sync(self) -> None:
         """Takes over what other API servers have changed in the schema folder."""
@@ -108,7 +108,7 @@ class FrontEnd:
     def schemas(self) -> dict[str, SchemaInfo]:
         """The schemas by name, as they are now."""
         layouts = self.planner.schemas.items()
-        return {name: SchemaInfo.of(layout, self._block_size) for name, layout in layouts}
+        return {name: SchemaInfo.of(layout, self.block_size) for name, layout in layouts}
 
     def warm_plans(self, name: str, *, salt: str | None = None) -> list[PromptPlan]:
         """Short sequences that make the engine encode all modules of a schema."""
@@ -143,16 +143,17 @@ class FrontEnd:
 
     def _check_room(self, plan: PromptPlan) -> None:
         num_blocks = self.vllm_config.cache_config.num_gpu_blocks
-        num_needed = plan.sequence.num_blocks(plan.num_tokens + 1, self._block_size)
+        num_needed = plan.sequence.num_blocks(plan.num_tokens + 1, self.block_size)
         # One block is vLLM's null block. The number is not known before the engine has started.
         if num_blocks is not None and num_needed > num_blocks - 1:
             raise PlanError(
                 f"the prompt with its modules needs {num_needed} KV cache blocks of "
-                f"{self._block_size} tokens, the cache has {num_blocks - 1}",
+                f"{self.block_size} tokens, the cache has {num_blocks - 1}",
                 "import fewer modules, or start with a larger KV cache",
             )
 
     @property
-    def _block_size(self) -> int:
+    def block_size(self) -> int:
+        """Tokens in a KV cache block."""
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size

@@ -11,14 +11,17 @@ import vllm
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
+from vllm_promptcache.compat import call_utility
 from vllm_promptcache.config import CONFIG_KEY
+from vllm_promptcache.core.introspection import PIN_UTILITY
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin
 from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
-from vllm_promptcache.errors import PlanError
+from vllm_promptcache.errors import ConflictError, PlanError
 from vllm_promptcache.plan import Explanation
 from vllm_promptcache.plugin import register
-from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.pml import Pin, is_prompt
 
 
 class LLM(vllm.LLM):
@@ -39,6 +42,8 @@ class LLM(vllm.LLM):
             CONFIG_KEY: dict(prompt_modules or {}),
         }
         super().__init__(str(model), additional_config=additional_config, **kwargs)
+        for name in self.schemas:
+            self._prepare(name, None)
 
     @property
     def front_end(self) -> FrontEnd:
@@ -46,21 +51,39 @@ class LLM(vllm.LLM):
         front_end: FrontEnd = self.renderer.front_end
         return front_end
 
-    def add_schema(self, source: str | Path, *, warm: bool = False) -> SchemaInfo:
+    def add_schema(
+        self,
+        source: str | Path,
+        *,
+        warm: bool = False,
+        pin: bool = False,
+        ttl: str | None = None,
+    ) -> SchemaInfo:
         """Compiles a schema; one of the same name is replaced.
 
         Args:
             source: PML text, or the path of a file.
             warm: Encode its modules now, not when the first prompt imports them.
+            pin: Encode them now and keep them in the KV cache, whatever the document says.
+            ttl: For how long they are pinned, such as `1h`.
 
         Raises:
             PMLError: The schema is not valid.
+            ConflictError: More would be pinned than may be; the schema is added without pins.
         """
+        wanted = make_pin(wanted=pin, ttl=ttl)
         info = self.front_end.add_schema(source)
-        if warm:
-            prompts = [planned_prompt("", plan) for plan in self.front_end.warm_plans(info.name)]
-            super().generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
+        self._prepare(info.name, wanted, warm=warm)
         return info
+
+    def _prepare(self, name: str, pin: Pin | None, *, warm: bool = False) -> None:
+        """Pins and encodes what a schema or `pin` asks for."""
+        layout = self.front_end.planner.layout(name)
+        pins = engine_pins(layout, self.front_end.block_size, pin)
+        self._pin(name, pins)
+        if warm or pins:
+            prompts = [planned_prompt("", plan) for plan in self.front_end.warm_plans(name)]
+            super().generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema; its modules leave the KV cache as room is needed.
@@ -69,6 +92,13 @@ class LLM(vllm.LLM):
             ClientError: There is no such schema.
         """
         self.front_end.remove_schema(name)
+        self._pin(name, [])
+
+    def _pin(self, name: str, pins: EnginePins) -> None:
+        core = self.llm_engine.engine_core
+        if refusal := call_utility(core, PIN_UTILITY, name, pins):
+            call_utility(core, PIN_UTILITY, name, [])
+            raise ConflictError(refusal)
 
     @property
     def schemas(self) -> Mapping[str, SchemaInfo]:

@@ -7,6 +7,7 @@ to where the scheduler finds it. Nothing else can: a client's own plan is droppe
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.tracing import trace_plan
 
 
 class RequestRefused(PlanError, VLLMClientError):
@@ -36,13 +38,17 @@ class RequestRefused(PlanError, VLLMClientError):
 PLAN_FIELD = "prompt_module_plan"
 
 
-# Under this one, paths of its modules, where the client wants to know about them.
+# Under these, paths of its modules, where the client wants to know about them; and the time that
+# planning began and ended, in nanoseconds since the epoch.
 _PATHS_FIELD = "prompt_module_paths"
+_DURATION_FIELD = "prompt_module_plan_duration"
 
 
-def planned_prompt(text: str, plan: PromptPlan) -> dict[str, Any]:
-    """A prompt for vLLM's front end that is planned already."""
+def planned_prompt(text: str, plan: PromptPlan, since_ns: int | None = None) -> dict[str, Any]:
+    """A prompt for vLLM's front end that is planned already: since then, if that matters."""
     planned = {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+    if since_ns is not None:
+        planned[_DURATION_FIELD] = (since_ns, time.time_ns())
     modules = current_options().prompt_modules
     if modules is not None and modules.detail:
         planned[_PATHS_FIELD] = [item.layout.path for item in plan.modules if item.num_tokens]
@@ -69,8 +75,9 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
         return prompt
     if "prompt_embeds" in fields or "multi_modal_data" in fields:
         raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
-    salt = fields.get("cache_salt") or current_options().cache_salt
-    return {**fields, **planned_prompt(text, front_end.plan(text, reuse=reuse, salt=salt))}
+    since_ns, salt = time.time_ns(), fields.get("cache_salt") or current_options().cache_salt
+    plan = front_end.plan(text, reuse=reuse, salt=salt)
+    return {**fields, **planned_prompt(text, plan, since_ns)}
 
 
 def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | None:
@@ -108,14 +115,15 @@ class PromptModuleRenderer(BaseRenderer):
     def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
         if "multi_modal_data" in prompt:
             raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
-        planner = self.front_end.planner
+        planner, since_ns = self.front_end.planner, time.time_ns()
         plan = self.front_end.plan(
             chat.document,
             salt=current_options().cache_salt,
             conversation=chat.read(prompt.get("prompt"), planner.tokenizer),
         )
         first, *turns = conversation
-        return [{**first, "content": chat.document}, *turns], planned_prompt(chat.document, plan)
+        planned = planned_prompt(chat.document, plan, since_ns)
+        return [{**first, "content": chat.document}, *turns], planned
 
     def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
         planned = self._plan(prompt, params)
@@ -142,9 +150,9 @@ class PromptModuleRenderer(BaseRenderer):
 
 
 def _keep_plan(prompt: Any, engine_input: Any) -> Any:
-    if (plan := prompt.get(PLAN_FIELD)) is not None:
-        engine_input[PLAN_FIELD] = plan
-        engine_input[_PATHS_FIELD] = prompt.get(_PATHS_FIELD)
+    for field in (PLAN_FIELD, _PATHS_FIELD, _DURATION_FIELD):
+        if field in prompt:
+            engine_input[field] = prompt[field]
     return engine_input
 
 
@@ -178,7 +186,22 @@ def process_inputs(
             room = processor.model_config.max_model_len - plan.next_position
             sampling_params.max_tokens = min(sampling_params.max_tokens, room)
         sampling_params.extra_args = extra_args or None
+    observability = processor.vllm_config.observability_config
+    if plan is not None and observability.otlp_traces_endpoint is not None:
+        _trace(request, plan, prompt.get(_DURATION_FIELD))
     return request
+
+
+def _trace(request: Any, plan: PromptPlan, duration_ns: tuple[int, int] | None) -> None:
+    """Makes the request part of a trace that shows how it was planned."""
+    if duration_ns is not None:
+        attributes = {
+            "schema": plan.schema,
+            "modules": len(plan.modules),
+            "tokens": plan.num_tokens,
+            "new_tokens": plan.num_new_tokens,
+        }
+        request.trace_headers = trace_plan(request.trace_headers, duration_ns, attributes)
 
 
 def _check(prompt: Any, plan: PromptPlan | None, params: Any) -> None:

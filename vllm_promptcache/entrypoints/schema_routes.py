@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_promptcache.config import PromptModulesConfig, admin_key
 from vllm_promptcache.entrypoints.engine_modules import EngineModules
-from vllm_promptcache.entrypoints.schema_service import SchemaService
+from vllm_promptcache.entrypoints.pinning import make_pin
+from vllm_promptcache.entrypoints.schema_service import Change, SchemaService
 from vllm_promptcache.errors import (
     ClientError,
     ConflictError,
@@ -28,7 +29,7 @@ from vllm_promptcache.errors import (
     TooLargeError,
     UnauthorizedError,
 )
-from vllm_promptcache.pml import DEFAULT_LIMITS
+from vllm_promptcache.pml import DEFAULT_LIMITS, Pin, quote
 
 ADMIN_HEADER = "x-prompt-schemas-admin-key"
 # JSON may write a character as six.
@@ -52,6 +53,8 @@ class SchemaBody(BaseModel):
     Attributes:
         text: The schema in PML, called `schema` in JSON.
         warm: Encode its modules now, not when the first prompt imports them.
+        pin: Encode them now and keep them in the KV cache, whatever the document says.
+        ttl: For how long they are pinned, such as `1h`.
         cache_salt: The tenant for whom a private schema is warmed.
     """
 
@@ -59,6 +62,8 @@ class SchemaBody(BaseModel):
 
     text: str = Field(alias="schema")
     warm: bool = False
+    pin: bool = False
+    ttl: str | None = None
     cache_salt: str | None = None
 
 
@@ -96,25 +101,35 @@ class SchemaRoutes:
         """Adds a schema: 201, or 200 if it is there already."""
         self._check_writer(request)
         body = await _read(request, SchemaBody)
+        pin = make_pin(wanted=body.pin, ttl=body.ttl)
         change = await asyncio.to_thread(self.service.add, body.text)
-        return await self._written(change, body)
+        return await self._written(change, body, pin)
 
     async def put(self, request: Request) -> Response:
         """Adds or replaces a schema: 201 or 200."""
         self._check_writer(request)
         body = await _read(request, SchemaBody)
-        name = request.path_params["name"]
+        name, pin = request.path_params["name"], make_pin(wanted=body.pin, ttl=body.ttl)
         change = await asyncio.to_thread(self.service.replace, name, body.text)
-        return await self._written(change, body)
+        return await self._written(change, body, pin)
 
-    async def _written(self, change: Any, body: SchemaBody) -> Response:
-        if body.warm:
+    async def _written(self, change: Change, body: SchemaBody, pin: Pin | None) -> Response:
+        is_pinned = await self._pin(change.name, pin)
+        if body.warm or is_pinned:
             await self.modules.warm(change.name, body.cache_salt)
         described = self.service.describe(change.name) | {
             "num_changed_tokens": change.num_changed_tokens,
             "num_kept_tokens": change.num_kept_tokens,
         }
         return JSONResponse(described, 201 if change.is_new else 200)
+
+    async def _pin(self, name: str, pin: Pin | None) -> bool:
+        try:
+            return await self.modules.pin(name, pin)
+        except ClientError as error:
+            await self.modules.unpin(name)
+            message = f"schema {quote(name)} is written, but not pinned: {error.message}"
+            raise type(error)(message, error.hint) from None
 
     async def get(self, request: Request) -> Response:
         """Describes a schema and what of it is resident."""
@@ -134,7 +149,9 @@ class SchemaRoutes:
     async def delete(self, request: Request) -> Response:
         """Removes a schema: 204."""
         self._check_writer(request)
-        await asyncio.to_thread(self.service.remove, request.path_params["name"])
+        name = request.path_params["name"]
+        await asyncio.to_thread(self.service.remove, name)
+        await self.modules.unpin(name)
         return Response(status_code=204)
 
     async def explain(self, request: Request) -> Response:
@@ -180,9 +197,12 @@ class SchemaEndpoints:
         config = PromptModulesConfig.of(vllm_config)
         front_end = engine_client.renderer.front_end
         num_servers = vllm_config.parallel_config._api_process_count
+        modules = EngineModules(front_end, engine_client)
+        # Kept there, since the event loop itself keeps no task alive.
+        state.prompt_schemas_start = asyncio.create_task(modules.start())
         state.prompt_schemas = SchemaRoutes(
             SchemaService(front_end, num_servers),
-            EngineModules(front_end, engine_client),
+            modules,
             read_only=config.schemas_read_only,
             admin_key=admin_key(),
         )

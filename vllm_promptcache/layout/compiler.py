@@ -51,6 +51,7 @@ def compile_schema(
     _check_features(schema)
     has_roles = _check_roles(schema, tokenizer)
     placement = _place(schema, tokenizer, schema.encode or default_encode)
+    _check_pins(schema, placement.modules)
     drafts = placement.modules
     _check_length(schema, drafts[0].end, max_model_len)
     modules = _finish(drafts, _NO_TENANT if schema.private else b"")
@@ -83,6 +84,13 @@ def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
     return number >= 0
 
 
+def _check_pins(schema: Schema, drafts: list[ModuleDraft]) -> None:
+    if schema.private and any(draft.pin for draft in drafts):
+        # Any tenant could fill the pool.
+        message = "modules of a private schema cannot be pinned"
+        _refuse(schema, schema.location, message, "leave out `pin`")
+
+
 def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
     if max_model_len is not None and length > max_model_len:
         message = f"the schema has {length} positions, more than the model's {max_model_len}"
@@ -101,7 +109,7 @@ def _place(schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy) -> 
     # Wrappers recur with every role; each text is tokenised once, all in one call.
     texts = list({preamble, *texts_in(schema.children, tokenizer)})
     token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
-    placement = Placement(tokenizer, token_ids, encode)
+    placement = Placement(tokenizer, token_ids, encode, schema.pin or None)
     placement.place(schema.children, bos_id=bos_id, preamble=preamble)
     return placement
 
@@ -145,6 +153,7 @@ def _module(
         end=draft.end,
         policy=draft.policy,
         cached=draft.cached,
+        pin=draft.pin,
         parameters=draft.parameters,
         token_ids=tuple(draft.token_ids),
         position_runs=merge_runs(draft.runs),

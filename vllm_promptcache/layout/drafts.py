@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd
 from vllm_promptcache.plan.sequence import Run
-from vllm_promptcache.pml.ast import EncodePolicy
+from vllm_promptcache.pml.ast import EncodePolicy, Pin
 
 _start = attrgetter("start")
 
@@ -34,6 +34,7 @@ class ModuleDraft:
     start: int
     policy: EncodePolicy
     cached: bool
+    pin: Pin | None = None
     end: int = 0
     last_descendant: int = 0
     parameters: dict[str, ParameterSlot] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from vllm_promptcache.layout.content import Piece, items
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd, UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import EncodePolicy, Module, Param, SchemaNode, Union
+from vllm_promptcache.pml.ast import EncodePolicy, Module, Param, Pin, SchemaNode, Union
 
 
 def texts_in(children: Iterable[SchemaNode], tokenizer: LayoutTokenizer) -> Iterator[str]:
@@ -32,6 +32,7 @@ class Placement:
         tokenizer: Knows the chat roles and the placeholder token.
         token_ids: Tokens of the preamble and of every text in `texts_in`.
         default_encode: Policy of modules that do not say their own.
+        default_pin: Pin of modules that do not say their own.
         modules: Filled by `place`, in document order, the root first.
         unions: Filled by `place`, in document order.
         cursor: The next position.
@@ -40,6 +41,7 @@ class Placement:
     tokenizer: LayoutTokenizer
     token_ids: Mapping[str, list[int]]
     default_encode: EncodePolicy
+    default_pin: Pin | None
     modules: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionLayout] = field(default_factory=list)
     cursor: int = 0
@@ -52,7 +54,9 @@ class Placement:
             bos_id: Token for position 0, unless the text that stands there begins with it.
             preamble: Text behind it.
         """
-        root = ModuleDraft(0, "", None, None, 0, policy="isolated", cached=True)
+        root = ModuleDraft(
+            0, "", None, None, 0, policy="isolated", cached=True, pin=self.default_pin
+        )
         self.modules.append(root)
         first = self.token_ids[preamble] or self._first_text(children)
         if bos_id is not None and first[:1] != [bos_id]:
@@ -101,6 +105,7 @@ class Placement:
             start=self.cursor,
             policy=module.encode or self.default_encode,
             cached=module.cached,
+            pin=self.default_pin if module.pin is None else module.pin or None,
         )
         self.modules.append(draft)
         self._fill(draft, module.children)

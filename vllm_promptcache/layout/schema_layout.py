@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_promptcache.plan.sequence import Run
-from vllm_promptcache.pml.ast import EncodePolicy, RoleName
+from vllm_promptcache.pml.ast import EncodePolicy, Pin, RoleName
 
 ROOT = 0
 """Index of the module that holds a schema's anonymous text; every prompt imports it."""
@@ -66,6 +66,7 @@ class ModuleLayout:
         end: One past the last position of its extent.
         policy: What it may attend to while it is encoded.
         cached: Whether its KV is kept at all (`cache="false"`).
+        pin: Whether it is to stay in the KV cache, and for how long.
         parameters: Its parameters by name.
         token_ids: Own tokens, `[num_tokens]`.
         position_runs: Position ids of `token_ids`.
@@ -88,6 +89,7 @@ class ModuleLayout:
     end: int
     policy: EncodePolicy
     cached: bool
+    pin: Pin | None
     parameters: Mapping[str, ParameterSlot]
     token_ids: tuple[int, ...] = field(repr=False)
     position_runs: tuple[Run, ...] = field(repr=False)

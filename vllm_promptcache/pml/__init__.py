@@ -9,6 +9,7 @@ from vllm_promptcache.pml.ast import (
     Location,
     Module,
     Param,
+    Pin,
     Prompt,
     PromptNode,
     Role,
@@ -22,6 +23,7 @@ from vllm_promptcache.pml.ast import (
     modules_in_scope,
     own_params,
 )
+from vllm_promptcache.pml.attributes import DURATION_HINT, parse_duration
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
 from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits
@@ -29,6 +31,7 @@ from vllm_promptcache.pml.validate import validate_schema
 
 __all__ = [
     "DEFAULT_LIMITS",
+    "DURATION_HINT",
     "RESERVED_NAMES",
     "Argument",
     "EncodePolicy",
@@ -38,6 +41,7 @@ __all__ = [
     "Location",
     "Module",
     "Param",
+    "Pin",
     "Prompt",
     "PromptNode",
     "Role",
@@ -52,6 +56,7 @@ __all__ = [
     "is_prompt",
     "modules_in_scope",
     "own_params",
+    "parse_duration",
     "parse_prompt",
     "parse_schema",
     "pml_error",

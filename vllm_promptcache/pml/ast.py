@@ -59,13 +59,25 @@ class Param:
 
 
 @dataclass(frozen=True, slots=True)
+class Pin:
+    """A wish that modules stay in the KV cache: for `ttl_s` seconds, None for no end."""
+
+    ttl_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
-    """A named piece of prompt; `cached` is false for `cache="false"`."""
+    """A named piece of prompt.
+
+    `cached` is false for `cache="false"`; `pin` is False for `pin="false"` and None where the
+    schema's holds.
+    """
 
     name: str
     children: "tuple[SchemaNode, ...]"
     encode: EncodePolicy | None
     cached: bool
+    pin: Pin | Literal[False] | None
     location: Location
 
 
@@ -97,13 +109,14 @@ class Scaffold:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A schema document; `encode` is the policy of modules that do not say their own."""
+    """A schema document; `encode` and `pin` are those of modules that do not say their own."""
 
     name: str
     children: "tuple[SchemaNode, ...]"
     encode: EncodePolicy | None
     layout: LayoutName
     private: bool
+    pin: Pin | Literal[False] | None
     scaffolds: tuple[Scaffold, ...]
     source: Source
     location: Location

@@ -12,16 +12,28 @@ from vllm_promptcache.pml.markup import Attribute, Element
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 
+DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
 
+_DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 _Value = TypeVar("_Value")
+_Default = TypeVar("_Default", bool, None)
 
 
 def is_name(text: str) -> bool:
     """Whether modules, parameters and schemas may be named so."""
     return _NAME.fullmatch(text) is not None
+
+
+def parse_duration(text: str) -> int | None:
+    """Seconds of a duration such as `90s`, `15m`, `1h` or `7d`; None if it is none."""
+    match = _DURATION.fullmatch(text)
+    return int(match[1]) * _SECONDS[match[2]] if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +102,20 @@ class AttributeReader:
             raise self.error(attribute, message, f"write {' or '.join(map(quote, values))}")
         return values[attribute.value]
 
-    def boolean(self, key: str, default: bool) -> bool:
+    def boolean(self, key: str, default: _Default) -> bool | _Default:
         """`true` or `false`."""
         value = self.choice(key, {"true": True, "false": False})
         return default if value is None else value
+
+    def seconds(self, key: str) -> int | None:
+        """A duration such as `90s` or `1h`, None without the attribute."""
+        attribute = self.get(key)
+        if attribute is None:
+            return None
+        value = parse_duration(attribute.value)
+        if value is None:
+            raise self.error(attribute, f"`{key}` is no duration", DURATION_HINT)
+        return value
 
     def error(self, attribute: Attribute, message: str, hint: str | None = None) -> PMLError:
         """Makes the error about an attribute's value, for the caller to raise."""

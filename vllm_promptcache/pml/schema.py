@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard, get_args
+from typing import Literal, TypeGuard, get_args
 
 from vllm_promptcache.pml.ast import (
     RESERVED_NAMES,
@@ -10,6 +10,7 @@ from vllm_promptcache.pml.ast import (
     LayoutName,
     Module,
     Param,
+    Pin,
     Role,
     Scaffold,
     Schema,
@@ -27,6 +28,8 @@ from vllm_promptcache.pml.text import plain_text
 
 _ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
+_SCHEMA_ATTRIBUTES = ("name", "encode", "layout", "private", "pin", "ttl")
+_MODULE_ATTRIBUTES = ("name", "encode", "src", "cache", "pin", "ttl")
 _PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
 
 
@@ -39,13 +42,14 @@ class SchemaBuilder:
 
     def schema(self, root: Element) -> Schema:
         """Builds the whole tree from a `<schema>`; rules across elements are not checked yet."""
-        attributes = self._attributes(root, "name", "encode", "layout", "private")
+        attributes = self._attributes(root, *_SCHEMA_ATTRIBUTES)
         return Schema(
             name=attributes.name("name"),
             children=self._children(root),
             encode=attributes.choice("encode", _ENCODE),
             layout=attributes.choice("layout", _LAYOUT) or "schema",
             private=attributes.boolean("private", default=False),
+            pin=_pin(attributes),
             scaffolds=tuple(map(self._scaffold, filter(_is_scaffold, root.children))),
             source=self.source,
             location=root.location,
@@ -69,7 +73,7 @@ class SchemaBuilder:
                 return self._role(node)
 
     def _module(self, element: Element) -> Module:
-        attributes = self._attributes(element, "name", "encode", "src", "cache")
+        attributes = self._attributes(element, *_MODULE_ATTRIBUTES)
         name = attributes.name("name")
         if name in RESERVED_NAMES:
             message = f"a module may not be named `{name}`"
@@ -81,6 +85,7 @@ class SchemaBuilder:
             children=tuple(self._file(src, element)) if src else self._children(element),
             encode=attributes.choice("encode", _ENCODE),
             cached=attributes.boolean("cache", default=True),
+            pin=_pin(attributes),
             location=element.location,
         )
 
@@ -134,6 +139,14 @@ class SchemaBuilder:
         attributes = AttributeReader(self.source, element)
         attributes.allow_only(known)
         return attributes
+
+
+def _pin(attributes: AttributeReader) -> Pin | Literal[False] | None:
+    pinned, ttl_s = attributes.boolean("pin", default=None), attributes.seconds("ttl")
+    if ttl_s is not None and not pinned:
+        ttl = attributes.require("ttl")
+        raise attributes.error(ttl, "`ttl` goes with a pin", 'write `pin="true"` as well')
+    return Pin(ttl_s) if pinned else pinned
 
 
 def _is_scaffold(node: Element | Text) -> TypeGuard[Element]:

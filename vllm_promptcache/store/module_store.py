@@ -119,11 +119,21 @@ class ModuleStore:
         pins[key] = module
         return True
 
-    def unpin(self, owner: str) -> None:
-        """Drops all references that `owner` holds; the modules become eviction candidates."""
-        for module in self._pins.pop(owner, {}).values():
+    def unpin(self, owner: str, key: bytes | None = None) -> None:
+        """Drops the references that `owner` holds, or that on one module if it holds one.
+
+        The modules become eviction candidates.
+        """
+        pins = self._pins.get(owner, {})
+        for pinned in list(pins) if key is None else pins.keys() & {key}:
             # The last block first: like vLLM, which wants the head of a sequence to stay longest.
-            self.block_pool.free_blocks(reversed(module.blocks))
+            self.block_pool.free_blocks(reversed(pins.pop(pinned).blocks))
+        if not pins:
+            self._pins.pop(owner, None)
+
+    def held(self, owner: str) -> Collection[bytes]:
+        """Keys of the modules that `owner` keeps from eviction."""
+        return self._pins.get(owner, {}).keys()
 
     def unpin_all(self, keep: Collection[str] = ()) -> None:
         """Unpins every owner but those in `keep`."""

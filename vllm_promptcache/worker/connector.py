@@ -20,7 +20,12 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat import add_utility, after_prepare_inputs
-from vllm_promptcache.core.introspection import UTILITY, prompt_module_status
+from vllm_promptcache.core.introspection import (
+    PIN_UTILITY,
+    STATUS_UTILITY,
+    prompt_module_pin,
+    prompt_module_status,
+)
 from vllm_promptcache.core.metrics import ModuleStats
 from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.worker.module_worker import ModuleWorker
@@ -49,7 +54,8 @@ class PromptModuleConnector(KVConnectorBase_V1):
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
         else:
-            add_utility(UTILITY, prompt_module_status)
+            add_utility(STATUS_UTILITY, prompt_module_status)
+            add_utility(PIN_UTILITY, prompt_module_pin)
 
     # Scheduler side
 
