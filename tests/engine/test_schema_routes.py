@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,50 @@ def test_a_schema_is_posted_used_replaced_and_deleted(client: httpx.Client, fold
     for _ in range(8):
         assert client.get(f"{ROUTE}/story").status_code == 404
     assert not (folder / "story.pml").exists()
+
+
+def test_only_what_changed_is_encoded_again(
+    client: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted by the engine, not by who compares the versions; a request in flight goes on."""
+    texts = [f"Chapter {i}: " + LONG for i in range(6)]
+    body = {"schema": schema("book", *texts), "warm": True}
+    counts = [num_encoded(client)]
+    first = client.post(ROUTE, json=body).json()
+    counts.append(num_encoded(client))
+    text = prompt("book", 0, 5)
+    expected = client.post("/v1/completions", json=completion(text)).json()["choices"][0]["text"]
+
+    with client.stream("POST", "/v1/completions", json=completion(text, stream=True)) as stream:
+        lines = stream.iter_lines()
+        answer = [next(lines)]
+        # As long as the old one: what follows it does not move.
+        body["schema"] = schema("book", *texts[:3], texts[3].replace("quick", "slow"), *texts[4:])
+        second = client.put(f"{ROUTE}/book", json=body).json()
+        answer += lines
+    counts.append(num_encoded(client))
+    with capsys.disabled():
+        print(
+            f"\nencoded: {counts[1] - counts[0]} of {first['num_tokens']} tokens by POST, ", end=""
+        )
+        print(f"{counts[2] - counts[1]} by PUT of one changed module of six")
+    assert counts[1] - counts[0] == first["num_changed_tokens"]
+    assert counts[2] - counts[1] == second["num_changed_tokens"] < first["num_changed_tokens"] / 4
+    chunks = [json.loads(line[6:]) for line in answer if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == expected
+
+
+def completion(text: str, **options: Any) -> dict[str, Any]:
+    """A request that takes a while."""
+    return {"model": MODEL_NAME, "prompt": text, "max_tokens": 80, "temperature": 0} | options
+
+
+def num_encoded(client: httpx.Client) -> float:
+    """Tokens of modules that the engine has encoded so far, as /metrics says."""
+    time.sleep(0.5)  # counts travel with the next output
+    lines = client.get("/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("promptcache_tokens_encoded_total")]
+    return sum(float(line.rpartition(" ")[2]) for line in found)
 
 
 def test_a_pinned_schema_stays(client: httpx.Client) -> None:
