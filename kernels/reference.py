@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,6 +35,17 @@ class SlotCopier:
         read, write = self._index(source), self._index(target)
         for layer in self._layers:
             layer[write] = layer[read]
+
+    def read_blocks(self, block_ids: Sequence[int]) -> torch.Tensor:
+        """Returns whole blocks of all layers in host memory, `[num_layers, num_blocks, ...]`."""
+        index = torch.tensor(block_ids, device=self._elements.device)
+        return torch.stack([layer[index] for layer in self._layers]).cpu()
+
+    def write_blocks(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
+        """Writes what `read_blocks` returned to other blocks; mutates the caches."""
+        index = torch.tensor(block_ids, device=self._elements.device)
+        for layer, data in zip(self._layers, blocks, strict=True):
+            layer[index] = data.to(layer.device)
 
     def checksum(self, slots: Slots) -> int:
         """A number that changes when any bit of the KV in `slots` does (but for collisions)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.errors import UnsupportedError
@@ -73,9 +73,15 @@ PRIVATE_NAMES = {
         "BlockPool.evict_blocks",
         "BlockPool.touch",
         "BlockPool.free_blocks",
+        "BlockPool.get_new_blocks",
     ),
     "vllm.v1.request": ("Request.update_block_hashes",),
-    "vllm.v1.core.kv_cache_utils": ("make_block_hash_with_group_id",),
+    "vllm.v1.core.kv_cache_utils": (
+        "make_block_hash_with_group_id",
+        "FreeKVCacheBlockQueue.remove",
+        "FreeKVCacheBlockQueue.append_n",
+        "FreeKVCacheBlockQueue.prepend_n",
+    ),
     "vllm.v1.engine.core": ("EngineCore", "get_request_block_hasher"),
     # Utilities: `call_utility`, `entrypoints/engine_modules.py`; `entrypoints/affinity.py`.
     "vllm.v1.engine.core_client": (
@@ -89,6 +95,7 @@ PRIVATE_NAMES = {
     "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner._prepare_inputs",),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
         "KVConnectorBase_V1.get_num_new_matched_tokens",
+        "KVConnectorBase_V1.handle_preemptions",
         "KVConnectorBase_V1.wait_for_save",
     ),
 }
@@ -189,6 +196,45 @@ def never_hash_blocks(plan_key: str) -> None:
         return hash_blocks
 
     wrap(core, "get_request_block_hasher", get_request_block_hasher)
+
+
+def module_key_of(block: KVCacheBlock) -> bytes | None:
+    """The module whose hash `block` carries, see `publish_block`; None for an ordinary block."""
+    block_hash = block.block_hash
+    if block_hash is None or not block_hash.startswith(MODULE_HASH_PREFIX):
+        return None
+    # Behind the key: the block's index and vLLM's group id, four bytes each.
+    return block_hash[len(MODULE_HASH_PREFIX) : -8]
+
+
+def before_allocation(block_pool: BlockPool, act: Callable[[int], None]) -> None:
+    """Calls `act(num_blocks)` before the pool takes as many blocks from its free list.
+
+    Can go when a block pool takes an eviction policy.
+    """
+
+    def get_new_blocks(original: Callable[..., Any], num_blocks: int) -> Any:
+        act(num_blocks)
+        return original(num_blocks)
+
+    wrap(block_pool, "get_new_blocks", get_new_blocks)
+
+
+def first_free_block(block_pool: BlockPool) -> KVCacheBlock | None:
+    """The block that the pool would hand out next; each knows the one behind it."""
+    if not block_pool.get_num_free_blocks():
+        return None
+    return block_pool.free_block_queue.fake_free_list_head.next_free_block
+
+
+def move_in_free_list(
+    block_pool: BlockPool, blocks: Sequence[KVCacheBlock], *, to_end: bool
+) -> None:
+    """Moves free blocks to the end of the free list, or to its head."""
+    queue = block_pool.free_block_queue
+    for block in blocks:
+        queue.remove(block)
+    (queue.append_n if to_end else queue.prepend_n)(list(blocks))
 
 
 def publish_block(block_pool: BlockPool, block: KVCacheBlock, key: bytes, index: int) -> bytes:

@@ -42,6 +42,14 @@ class PromptModulesConfig:
     max_pinned_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the KV cache's blocks that pinned modules may take together."""
 
+    eviction: Literal["value", "lru"] = "value"
+    """Which modules leave the KV cache first when it is full: those used least for what they cost
+    (`value`), or least recently (`lru`)."""
+
+    host_memory: float = Field(default=0, ge=0)
+    """GiB of host memory, of each worker, for modules that leave the KV cache. They come back by a
+    copy instead of an encode."""
+
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""

@@ -15,9 +15,9 @@ A, B = module("a", 9), module("b", 6)
 class Engine:
     """A residency with a queue, and steps that end every encode that is ready."""
 
-    def __init__(self, num_blocks=33):
+    def __init__(self, num_blocks=33, **options):
         self.pool = BlockPool(num_blocks, enable_caching=True, hash_block_size=BLOCK_SIZE)
-        self.residency = ModuleResidency(self.pool, BLOCK_SIZE)
+        self.residency = ModuleResidency(self.pool, BLOCK_SIZE, **options)
         self.queue = []
         self.num_running = 0
 
@@ -244,3 +244,54 @@ def test_pins_that_do_not_stand_in_the_way_stay():
     engine.queue.append(raw_request("small", 4 * BLOCK_SIZE, None))
     engine.prepare()
     assert A.key in engine.residency.store.held(PIN_OWNER)
+
+
+def test_an_evicted_module_comes_back_from_host_memory():
+    engine = Engine(num_blocks=9, num_host_blocks=4)
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    residency = engine.residency
+    residency.finish(engine.queue.pop(), [])
+    old = residency.store.lookup(A.key).block_ids
+    engine.pool.free_blocks(engine.pool.get_new_blocks(8))
+    (save,) = residency.end_step({}, lambda _: []).moves
+    assert (save.action, list(save.module.block_ids), save.module.num_tokens) == ("save", old, 9)
+
+    engine.add(request("2", [span(A)], [A]))
+    assert engine.prepare() == []
+    blocks = residency.map(residency.requests["2"])
+    (restore,) = residency.end_step({}, lambda _: []).moves
+    assert restore.action == "restore"
+    assert [block.block_id for block in blocks] == list(restore.module.block_ids)[: len(blocks)]
+    assert residency.encodes.num_started == 1
+
+
+def test_a_restore_waits_for_room():
+    engine = Engine(num_blocks=9, num_host_blocks=4)
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    engine.residency.finish(engine.queue.pop(), [])
+    running = engine.pool.get_new_blocks(8)
+    engine.num_running = 1
+    engine.add(request("2", [span(A)], [A]))
+    assert engine.prepare() == []
+    assert engine.residency.map(engine.residency.requests["2"]) is None
+    engine.pool.free_blocks(running)
+    assert engine.prepare() == []
+    assert engine.residency.map(engine.residency.requests["2"]) is not None
+
+
+def test_host_memory_is_forgotten_with_the_rest():
+    engine = Engine(num_blocks=9, num_host_blocks=4)
+    engine.add(request("1", [span(A)], [A]))
+    engine.prepare()
+    engine.run_encodes()
+    engine.residency.finish(engine.queue.pop(), [])
+    engine.pool.free_blocks(engine.pool.get_new_blocks(8))
+    engine.residency.forget_host()
+    actions = [move.action for move in engine.residency.end_step({}, lambda _: []).moves]
+    assert actions == ["save", "clear"]
+    engine.add(request("2", [span(A)], [A]))
+    assert engine.prepare() == [A]

@@ -120,6 +120,8 @@ class Stress:
             "encodes": scheduler.residency.encodes.num_started,
             "commits": stats.num_commits,
             "evictions": stats.num_evictions,
+            "saves": stats.num_saves,
+            "restores": stats.num_restores,
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
             "pins": self.counts["pinned"],

@@ -25,6 +25,7 @@ from tests.reference import Reference  # noqa: E402
 NUM_OPERATIONS = 2_000
 NUM_OPERATIONS_SLOW = 10_000
 NUM_BLOCKS = 40
+HOST_BYTES = 640 << 10
 ENGINE_ARGS = {
     "block_size": 32,
     "num_gpu_blocks_override": NUM_BLOCKS,
@@ -33,7 +34,8 @@ ENGINE_ARGS = {
     "max_num_seqs": 8,
     # Few enough for an encode to take several steps.
     "max_num_batched_tokens": 24,
-    "prompt_modules": {"verify": True},
+    # Host memory for about half as many blocks.
+    "prompt_modules": {"verify": True, "host_memory": HOST_BYTES / 2**30},
 }
 
 

@@ -76,3 +76,17 @@ def test_the_checksum_changes_with_any_slot_and_its_place():
     assert copier.checksum(slots[::-1].copy()) != checksum
     copier.copy(np.array([50]), np.array([17]))
     assert copier.checksum(slots) != checksum
+
+
+def test_blocks_go_to_host_memory_and_back_to_other_blocks():
+    elements = probe_slot_elements(write_transposed, caches(torch.float32)[0], NUM_HEADS, HEAD_SIZE)
+    before, after = caches(torch.bfloat16), caches(torch.bfloat16)
+    copier = SlotCopier(after, elements)
+    saved = copier.read_blocks([5, 1])
+    for layer in after:
+        layer[5] = float("nan")
+    copier.write_blocks([2, 7], saved)
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(new[2], old[5])
+        assert torch.equal(new[7], old[1])
+        assert all(torch.equal(new[i], old[i]) for i in (0, 1, 3, 4, 6, 8))

@@ -11,7 +11,7 @@ from typing import Any
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
-from vllm_promptcache.store import ModuleStore
+from vllm_promptcache.store import ModuleStore, StoredModule
 from vllm_promptcache.tracing import trace_work
 
 # Counting what is resident walks all modules.
@@ -86,6 +86,10 @@ class ModuleMetrics:
         self._add("tokens_encoded", num_tokens)
         self._add("encode_seconds", [seconds])
         trace_work("encode", encode.request, seconds, tokens=num_tokens)
+
+    def restored(self, module: StoredModule) -> None:
+        """A module came back from host memory."""
+        self._add("tokens_restored", module.num_tokens)
 
     def take(self) -> ModuleStats | None:
         """Returns what happened since the last call, None if nothing did."""

@@ -9,7 +9,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.compat import before_allocation, set_block_hasher
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
@@ -18,7 +18,15 @@ from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
+from vllm_promptcache.store import (
+    PIN_OWNER,
+    Eviction,
+    GreedyDual,
+    HostTier,
+    ModuleStore,
+    Pins,
+    StoredModule,
+)
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
 # More would let waiting requests hold the pool; fewer would encode one module at a time.
@@ -38,6 +46,8 @@ class ModuleResidency:
     Attributes:
         store: The module store.
         pins: Modules that stay resident.
+        host: Modules in host memory.
+        eviction: Decides which modules leave the KV cache.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
@@ -49,11 +59,17 @@ class ModuleResidency:
         block_size: int,
         *,
         max_pinned_share: float = 0.5,
+        evicts_by_value: bool = True,
+        num_host_blocks: int = 0,
         verify: bool = False,
     ) -> None:
         self.store = ModuleStore(block_pool)
         num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
         self.pins = Pins(self.store, int(max_pinned_share * num_usable))
+        self.host = HostTier(num_host_blocks)
+        ranking = GreedyDual() if evicts_by_value else None
+        self.eviction = Eviction(self.store, ranking, self._keep_in_host)
+        before_allocation(block_pool, self.eviction.make_room)
         self.encodes = Encodes(block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
@@ -147,6 +163,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+            self.eviction.use(encode.key)
             self.pins.fulfil(encode.key)
             self.metrics.encoded(encode)
 
@@ -250,11 +267,47 @@ class ModuleResidency:
                 num_pinned += 1
                 continue
             modular.has_waited = True
+            if key in self.host:
+                num_pinned += self._restore(key, modular.request_id)
+                continue
             if not self.encodes.join(key, modular.request_id):
                 new += self._start_encode(modular, span.key)
         if num_pinned == len(modular.sequence.spans):
             self._held.add(modular.request_id)
         return new
+
+    def _restore(self, key: bytes, holder: str) -> bool:
+        """Brings a module back from host memory and pins it, if there is room.
+
+        The workers fill its blocks before anything reads them in the step being scheduled.
+        """
+        kept = self.host.get(key)
+        if kept is None or kept.num_blocks > self._pool.get_num_free_blocks():
+            return False
+        self.host.use(key)
+        blocks = self._pool.get_new_blocks(kept.num_blocks)
+        self.store.commit(key, blocks, kept.num_tokens)
+        self.store.pin(holder, key)
+        self.eviction.use(key)
+        self.pins.fulfil(key)
+        self._pool.free_blocks(reversed(blocks))
+        if (module := self.store.lookup(key)) is not None:
+            self._step.restore(module)
+            self.store.stats.num_restores += 1
+            self.metrics.restored(module)
+        return True
+
+    def _keep_in_host(self, module: StoredModule) -> None:
+        """Keeps a module that is leaving the KV cache, if host memory has room for it."""
+        leaving = self.host.put(module.key, module.num_tokens, len(module.blocks))
+        if leaving is not None:
+            self._step.save(module, leaving)
+            self.store.stats.num_saves += 1
+
+    def forget_host(self) -> None:
+        """Forgets all modules in host memory: the model may have changed."""
+        self.host.clear()
+        self._step.forget_host()
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
         waiter.num_encodes += 1
@@ -343,6 +396,7 @@ class ModuleResidency:
             uncount_encoded(modular)
             for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
                 self.store.count_hit(key)
+                self.eviction.use(key)
                 self.pins.fulfil(key)
             if not isinstance(modular, EncodeRequest):
                 self.metrics.admitted(modular)

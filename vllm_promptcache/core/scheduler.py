@@ -44,11 +44,18 @@ class PromptModuleMixin(Scheduler):
             manager.block_pool,
             self.block_size,
             max_pinned_share=config.max_pinned_share,
+            evicts_by_value=config.eviction == "value",
+            num_host_blocks=int(config.host_memory * 2**30 / self._block_bytes()),
             verify=config.verify,
         )
         # Blocks of an encode become the module's, and hold padding until then.
         compat.never_cache_blocks(manager, self.residency.is_encode)
         self.connector.bind_residency(self.residency)
+
+    def _block_bytes(self) -> int:
+        """Bytes of a block in all layers of a worker."""
+        config = self.kv_cache_config
+        return sum(tensor.size for tensor in config.kv_cache_tensors) // config.num_blocks
 
     @property
     def module_store(self) -> ModuleStore:
@@ -111,6 +118,7 @@ class PromptModuleMixin(Scheduler):
     ) -> bool:
         """As vLLM; modules are forgotten with the rest, pinned ones until they are used again."""
         self.residency.release()
+        self.residency.forget_host()
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def _enqueue_waiting_request(self, request: Request) -> None:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.store import StoredModule
 
 
 @dataclass(frozen=True, slots=True)
-class BlockCheck:
-    """Kept tokens of a module, to compare their KV with what it was when they were encoded.
+class ModuleBlocks:
+    """A module and where it lies in the KV cache.
 
     Attributes:
         key: The module's key in the store.
         block_ids: Blocks that hold it, in order.
-        num_tokens: How many of its kept tokens.
+        num_tokens: Its kept tokens.
     """
 
     key: bytes
@@ -26,11 +28,26 @@ class BlockCheck:
     num_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostMove:
+    """What happens to a module in host memory, or to all of them.
+
+    The workers do a step's moves in order. So a save reads blocks before a later restore or the
+    forward pass writes them, and a key that is dropped and saved again is there.
+    """
+
+    action: Literal["save", "restore", "drop", "clear"]
+    module: ModuleBlocks | None
+
+
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
     """Work of the connector's worker side in one step, in this order.
 
+    The first two come before anything of the step is written.
+
     Attributes:
+        moves: To and from host memory, in the order in which they were decided.
         checks: Modules that requests map in this step (only with `verify`).
         loads: Copies before the forward pass: tail tokens into the blocks of new requests.
         position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
@@ -39,11 +56,17 @@ class StepMetadata(KVConnectorMetadata):
         fingerprints: Modules whose encode ends with this step (only with `verify`).
     """
 
-    checks: list[BlockCheck] = field(default_factory=list)
+    moves: list[HostMove] = field(default_factory=list)
+    checks: list[ModuleBlocks] = field(default_factory=list)
     loads: SlotCopy | None = None
     position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
     stores: SlotCopy | None = None
-    fingerprints: list[BlockCheck] = field(default_factory=list)
+    fingerprints: list[ModuleBlocks] = field(default_factory=list)
+
+
+def module_blocks(module: StoredModule) -> ModuleBlocks:
+    """Where a resident module lies."""
+    return ModuleBlocks(module.key, tuple(module.block_ids), module.num_tokens)
 
 
 class StepBuilder:
@@ -58,6 +81,19 @@ class StepBuilder:
         self._metadata = StepMetadata()
         self._loads: list[SlotCopy] = []
         self._stores: list[SlotCopy] = []
+
+    def save(self, module: StoredModule, drops: Sequence[bytes]) -> None:
+        """Keeps a module in host memory that is leaving the KV cache; `drops` leave for it."""
+        self._metadata.moves += [HostMove("drop", ModuleBlocks(key, (), 0)) for key in drops]
+        self._metadata.moves.append(HostMove("save", module_blocks(module)))
+
+    def restore(self, module: StoredModule) -> None:
+        """Fills the blocks of a module from host memory, before any request reads them."""
+        self._metadata.moves.append(HostMove("restore", module_blocks(module)))
+
+    def forget_host(self) -> None:
+        """Forgets all modules in host memory."""
+        self._metadata.moves.append(HostMove("clear", None))
 
     def admit(self, modular: ModularRequest, block_ids: Sequence[int]) -> None:
         """Copies the tails of the request's modules behind its shared blocks.
@@ -79,10 +115,7 @@ class StepBuilder:
             indexes = ranges([(modular.num_shared_blocks * size, modular.num_tail_tokens)])
             self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
         if self._verify:
-            self._metadata.checks += [
-                BlockCheck(module.key, tuple(module.block_ids), module.num_tokens)
-                for _, module in modular.mapped or ()
-            ]
+            self._metadata.checks += [module_blocks(module) for _, module in modular.mapped or ()]
 
     def compute(
         self, modular: ModularRequest, num_tokens: int, block_ids_of: Callable[[str], list[int]]
@@ -117,7 +150,7 @@ class StepBuilder:
             )
         if self._verify:
             blocks = tuple(encode.written_blocks)
-            check = BlockCheck(encode.key, blocks, encode.spec.num_kept_tokens)
+            check = ModuleBlocks(encode.key, blocks, encode.spec.num_kept_tokens)
             self._metadata.fingerprints.append(check)
 
     def take(self) -> StepMetadata:

@@ -26,6 +26,7 @@ COUNTERS = {
     "misses": ("module_misses", "Modules that were encoded for a request, by schema."),
     "tokens_reused": ("tokens_reused", "Prompt tokens whose KV was read from resident modules."),
     "tokens_encoded": ("tokens_encoded", "Tokens of modules that were encoded."),
+    "tokens_restored": ("tokens_restored", "Tokens of modules that came back from host memory."),
     "tokens_copied": ("tokens_copied", "Tokens of module tails that were copied."),
     "tokens_computed": ("tokens_computed", "New tokens of prompts that read modules."),
     "evictions": ("evictions", "Modules that lost a block to other requests or to a reset."),

@@ -1,6 +1,19 @@
 """Which prompt module lives in which blocks of the paged KV cache."""
 
+from vllm_promptcache.store.eviction import Eviction
+from vllm_promptcache.store.greedy_dual import GreedyDual
+from vllm_promptcache.store.host_tier import HostTier
 from vllm_promptcache.store.module_store import ModuleStore, StoredModule, StoreStats
 from vllm_promptcache.store.pins import PIN_OWNER, PinnedModule, Pins
 
-__all__ = ["PIN_OWNER", "ModuleStore", "PinnedModule", "Pins", "StoreStats", "StoredModule"]
+__all__ = [
+    "PIN_OWNER",
+    "Eviction",
+    "GreedyDual",
+    "HostTier",
+    "ModuleStore",
+    "PinnedModule",
+    "Pins",
+    "StoreStats",
+    "StoredModule",
+]

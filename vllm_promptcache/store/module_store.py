@@ -54,11 +54,15 @@ class StoreStats:
 
     Attributes:
         num_commits: Modules that became resident.
-        num_evictions: Modules found to have lost a block (to the pool or to a reset).
+        num_evictions: Modules that left (for room, or by a reset).
+        num_saves: Of these, modules that went to host memory.
+        num_restores: Modules that came back from there.
     """
 
     num_commits: int = 0
     num_evictions: int = 0
+    num_saves: int = 0
+    num_restores: int = 0
 
 
 @dataclass(slots=True)
@@ -103,6 +107,13 @@ class ModuleStore:
     def num_hits(self, key: bytes) -> int:
         """Requests that found the module resident since it was encoded."""
         return self._num_hits.get(key, 0)
+
+    def evict(self, key: bytes) -> None:
+        """Forgets a resident module; its blocks carry its hashes no more."""
+        self._forget(self._modules[key])
+
+    def __bool__(self) -> bool:
+        return bool(self._modules)
 
     def pin(self, owner: str, key: bytes) -> bool:
         """Keeps a module from eviction until `owner` is unpinned. Idempotent.

@@ -12,6 +12,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
+    KVConnectorMetadata,
     KVConnectorRole,
 )
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -106,6 +107,15 @@ class PromptModuleConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Probes the KV cache's layout and makes the copies ready."""
         self._worker = ModuleWorker.create(self._vllm_config, kv_caches)
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Moves modules to and from host memory.
+
+        vLLM calls this first in every step, while blocks that will be written still hold what they
+        did; `start_load_kv` comes after the forward pass where no request loads anything.
+        """
+        if isinstance(kv_connector_metadata, StepMetadata):
+            self._worker.begin(kv_connector_metadata)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         """Runs the copies that this step's forward pass reads."""

@@ -9,11 +9,12 @@ from vllm.config import VllmConfig
 
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import BlockCheck, StepMetadata
+from vllm_promptcache.core.step import ModuleBlocks, StepMetadata
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.worker.host_store import HostStore
 
 
 @dataclass(slots=True)
@@ -23,10 +24,12 @@ class ModuleWorker:
     Attributes:
         copier: Reads and writes slots of all layers.
         block_size: Slots a block.
+        host: Modules in host memory.
     """
 
     copier: SlotCopier
     block_size: int
+    host: HostStore
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
@@ -43,13 +46,20 @@ class ModuleWorker:
         )
         copier = make_slot_copier(list(kv_caches.values()), elements)
         hide_llvmlite()
-        return cls(copier, vllm_config.cache_config.block_size)
+        return cls(copier, vllm_config.cache_config.block_size, HostStore(copier))
 
-    def before_forward(self, step: StepMetadata) -> None:
-        """Compares mapped modules with their fingerprints, then copies tails. Mutates the cache."""
+    def begin(self, step: StepMetadata) -> None:
+        """Moves modules to and from host memory, then compares mapped ones with their fingerprints.
+
+        Mutates the cache.
+        """
+        self.host.apply(step.moves)
         for check in step.checks:
             if self._fingerprints.get(check.key) != self._fingerprint(check):
                 raise ServerError(f"the KV of module {check.key.hex()} is not what was encoded")
+
+    def before_forward(self, step: StepMetadata) -> None:
+        """Copies tails of modules. Mutates the cache."""
         self._copy(step.loads)
 
     def after_forward(self, step: StepMetadata) -> None:
@@ -62,6 +72,6 @@ class ModuleWorker:
         if copy is not None:
             self.copier.copy(copy.source, copy.target)
 
-    def _fingerprint(self, check: BlockCheck) -> int:
+    def _fingerprint(self, check: ModuleBlocks) -> int:
         indexes = ranges([(0, check.num_tokens)])
         return self.copier.checksum(slots_of(check.block_ids, indexes, self.block_size))
