@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+MAX_MODEL_LEN = 1024
 ENGINE_OPTIONS = [
     "--enforce-eager",
-    "--max-model-len=1024",
+    f"--max-model-len={MAX_MODEL_LEN}",
     "--kv-cache-memory-bytes=134217728",
     "--dtype=float32",
 ]
@@ -29,8 +30,15 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def running_server(model: Path, schemas: Path, *options: str) -> Iterator[str]:
-    """Serves `model` with the schemas of a folder, and yields the server's address."""
+def running_server(
+    model: Path, schemas: Path, *options: str, env: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Serves `model` with the schemas of a folder, and yields the server's address.
+
+    Args:
+        options: More of the command line.
+        env: More of the environment.
+    """
     port = free_port()
     command = [*VLLM, "serve", str(model), "--served-model-name", MODEL_NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), *ENGINE_OPTIONS, *options]
@@ -38,7 +46,11 @@ def running_server(model: Path, schemas: Path, *options: str) -> Iterator[str]:
     path = schemas / "server.log"
     with path.open("w") as log:
         server = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment(), start_new_session=True
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment() | dict(env or {}),
+            start_new_session=True,
         )
         try:
             url = f"http://127.0.0.1:{port}"

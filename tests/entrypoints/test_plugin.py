@@ -64,7 +64,7 @@ def test_an_option_without_the_flag_is_refused():
     [
         (
             {"shemas": "x"},
-            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, max_pinned_share, eviction",
+            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, max_pinned",
         ),
         ({"encode": "exact"}, "'encode': Input should be 'isolated' or 'anchored'"),
         ({"verify": "maybe"}, "'verify'"),
