@@ -92,7 +92,10 @@ PRIVATE_NAMES = {
         "DPLBAsyncMPClient.get_core_engine_for_request",
     ),
     # Workers: `worker/`.
-    "vllm.v1.worker.gpu_model_runner": ("GPUModelRunner._prepare_inputs",),
+    "vllm.v1.worker.gpu_model_runner": (
+        "GPUModelRunner._prepare_inputs",
+        "GPUModelRunner.initialize_kv_cache",
+    ),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
         "KVConnectorBase_V1.get_num_new_matched_tokens",
         "KVConnectorBase_V1.handle_preemptions",
@@ -288,6 +291,21 @@ def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:
         return prepared
 
     wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
+
+
+def after_initialize_kv_cache(act: Callable[[Any], None]) -> None:
+    """Calls `act(model_runner)` when a V1 runner has made its KV cache; its model is there then.
+
+    Can go when a connector is given the model.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    def initialize_kv_cache(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
+        made = original(runner, *args, **kwargs)
+        act(runner)
+        return made
+
+    wrap(GPUModelRunner, "initialize_kv_cache", initialize_kv_cache)
 
 
 def hide_llvmlite() -> None:

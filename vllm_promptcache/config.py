@@ -50,6 +50,13 @@ class PromptModulesConfig:
     """GiB of host memory, of each worker, for modules that leave the KV cache. They come back by a
     copy instead of an encode."""
 
+    dir: str | None = None
+    """Folder in which encoded modules are kept, so that a restart need not encode them again.
+    Several servers may share it."""
+
+    dir_size: float = Field(default=20, gt=0)
+    """GiB that the files in this folder may take, about; those not used longest are deleted."""
+
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.compat import check_private_names
+from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -62,6 +64,21 @@ def check_engine(vllm_config: VllmConfig) -> None:
     )
     _require(num_context_ranks == 1, "context parallelism")
     _require(vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own")
+    config = PromptModulesConfig.of(vllm_config)
+    if config.dir is not None:
+        _check_folder(Path(config.dir))
+        what = "several workers (tensor or pipeline parallelism) and --prompt-modules-dir"
+        _require(parallel.world_size == 1, what)
+
+
+def _check_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnsupportedError(
+            f"prompt modules cannot be kept in {str(path)!r}: {error.strerror}",
+            "name a folder that can be written",
+        ) from None
 
 
 def _check_model(model: ModelConfig) -> None:

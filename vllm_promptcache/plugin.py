@@ -25,6 +25,8 @@ _OPTIONS = {
     "prompt_modules_max_pinned_share": "max_pinned_share",
     "prompt_modules_eviction": "eviction",
     "prompt_modules_host_memory": "host_memory",
+    "prompt_modules_dir": "dir",
+    "prompt_modules_dir_size": "dir_size",
     "prompt_modules_verify": "verify",
 }
 
@@ -52,7 +54,7 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
         "that are not PML are served as ever.",
     )
     kwargs = get_kwargs(PromptModulesConfig)
-    kwargs["schemas"]["metavar"] = "DIR"
+    kwargs["schemas"]["metavar"] = kwargs["dir"]["metavar"] = "DIR"
     for option, field in _OPTIONS.items():
         group.add_argument(f"--{option.replace('_', '-')}", **kwargs[field])
     group.add_argument(

@@ -122,6 +122,7 @@ class Stress:
             "evictions": stats.num_evictions,
             "saves": stats.num_saves,
             "restores": stats.num_restores,
+            "read from disk": stats.num_fetches,
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
             "pins": self.counts["pinned"],

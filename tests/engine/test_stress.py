@@ -46,7 +46,8 @@ def stress(folder: Path, num_operations: int, seed: int) -> str:
         AssertionError: Something is wrong; it names the seed and the last operations.
     """
     model = LLAMA.save(folder)
-    with running_engine(model, **ENGINE_ARGS) as llm:
+    options = ENGINE_ARGS["prompt_modules"] | {"dir": str(folder / "modules")}
+    with running_engine(model, **(ENGINE_ARGS | {"prompt_modules": options})) as llm:
         run = Stress(llm, Reference(model), seed)
         try:
             run.run(num_operations)

@@ -14,14 +14,16 @@ from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
-from vllm_promptcache.core.step import StepBuilder, StepMetadata
+from vllm_promptcache.core.step import StepBuilder, StepMetadata, WorkerReport
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
 from vllm_promptcache.store import (
     PIN_OWNER,
+    DiskTier,
     Eviction,
     GreedyDual,
+    HostModule,
     HostTier,
     ModuleStore,
     Pins,
@@ -47,6 +49,7 @@ class ModuleResidency:
         store: The module store.
         pins: Modules that stay resident.
         host: Modules in host memory.
+        disk: Modules that are read from disk.
         eviction: Decides which modules leave the KV cache.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
@@ -61,12 +64,14 @@ class ModuleResidency:
         max_pinned_share: float = 0.5,
         evicts_by_value: bool = True,
         num_host_blocks: int = 0,
+        has_disk: bool = False,
         verify: bool = False,
     ) -> None:
         self.store = ModuleStore(block_pool)
         num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
         self.pins = Pins(self.store, int(max_pinned_share * num_usable))
         self.host = HostTier(num_host_blocks)
+        self.disk = DiskTier(has_disk)
         ranking = GreedyDual() if evicts_by_value else None
         self.eviction = Eviction(self.store, ranking, self._keep_in_host)
         before_allocation(block_pool, self.eviction.make_room)
@@ -163,6 +168,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+            self.disk.written(encode.key)
             self.eviction.use(encode.key)
             self.pins.fulfil(encode.key)
             self.metrics.encoded(encode)
@@ -190,8 +196,10 @@ class ModuleResidency:
         """
         self._blocked, self._is_behind_blocked = None, False
         self.pins.expire()
-        if not self._waiting and not self.pins:
-            return []
+        if not self._waiting:
+            self._step.drop(self.disk.take_all())
+            if not self.pins:
+                return []
         near = self._requests_near_admission(waiting, num_running)
         self.release(keep={PIN_OWNER, *(modular.request_id for modular in near)})
         if not num_running:
@@ -267,8 +275,12 @@ class ModuleResidency:
                 num_pinned += 1
                 continue
             modular.has_waited = True
-            if key in self.host:
+            if key in self.host or self.disk.staged(key):
                 num_pinned += self._restore(key, modular.request_id)
+                continue
+            if self.disk.may_have(key):
+                if self.disk.ask(key):
+                    self._step.fetch(key)
                 continue
             if not self.encodes.join(key, modular.request_id):
                 new += self._start_encode(modular, span.key)
@@ -281,10 +293,9 @@ class ModuleResidency:
 
         The workers fill its blocks before anything reads them in the step being scheduled.
         """
-        kept = self.host.get(key)
+        kept = self.host.get(key) or self.disk.staged(key)
         if kept is None or kept.num_blocks > self._pool.get_num_free_blocks():
             return False
-        self.host.use(key)
         blocks = self._pool.get_new_blocks(kept.num_blocks)
         self.store.commit(key, blocks, kept.num_tokens)
         self.store.pin(holder, key)
@@ -295,7 +306,22 @@ class ModuleResidency:
             self._step.restore(module)
             self.store.stats.num_restores += 1
             self.metrics.restored(module)
+        self._keep_after_restore(key, kept)
         return True
+
+    def _keep_after_restore(self, key: bytes, kept: HostModule) -> None:
+        """A module from host memory stays there; one from disk does if there is room."""
+        if key in self.host:
+            self.host.use(key)
+            return
+        self.disk.take(key)
+        leaving = self.host.put(key, kept.num_tokens, kept.num_blocks)
+        self._step.drop([key] if leaving is None else leaving)
+
+    def fetched(self, report: WorkerReport) -> None:
+        """Takes note of the modules that a worker has read from disk."""
+        self._step.drop(self.disk.answered(report.found, report.absent))
+        self.store.stats.num_fetches += len(report.found)
 
     def _keep_in_host(self, module: StoredModule) -> None:
         """Keeps a module that is leaving the KV cache, if host memory has room for it."""
@@ -307,6 +333,7 @@ class ModuleResidency:
     def forget_host(self) -> None:
         """Forgets all modules in host memory: the model may have changed."""
         self.host.clear()
+        self.disk.clear()
         self._step.forget_host()
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:

@@ -46,6 +46,7 @@ class PromptModuleMixin(Scheduler):
             max_pinned_share=config.max_pinned_share,
             evicts_by_value=config.eviction == "value",
             num_host_blocks=int(config.host_memory * 2**30 / self._block_bytes()),
+            has_disk=config.dir is not None,
             verify=config.verify,
         )
         # Blocks of an encode become the module's, and hold padding until then.

@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
@@ -30,13 +33,13 @@ class ModuleBlocks:
 
 @dataclass(frozen=True, slots=True)
 class HostMove:
-    """What happens to a module in host memory, or to all of them.
+    """What happens to a module in host memory, or to all of them; a fetch reads it from disk.
 
     The workers do a step's moves in order. So a save reads blocks before a later restore or the
     forward pass writes them, and a key that is dropped and saved again is there.
     """
 
-    action: Literal["save", "restore", "drop", "clear"]
+    action: Literal["save", "restore", "drop", "clear", "fetch"]
     module: ModuleBlocks | None
 
 
@@ -53,7 +56,8 @@ class StepMetadata(KVConnectorMetadata):
         position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
             the tokens it computes in this step.
         stores: Copies after the forward pass: kept tokens of modules to the front of their blocks.
-        fingerprints: Modules whose encode ends with this step (only with `verify`).
+        encoded: Modules whose encode ends with this step.
+        is_verified: Whether to take their fingerprints.
     """
 
     moves: list[HostMove] = field(default_factory=list)
@@ -61,12 +65,30 @@ class StepMetadata(KVConnectorMetadata):
     loads: SlotCopy | None = None
     position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
     stores: SlotCopy | None = None
-    fingerprints: list[ModuleBlocks] = field(default_factory=list)
+    encoded: list[ModuleBlocks] = field(default_factory=list)
+    is_verified: bool = False
 
 
 def module_blocks(module: StoredModule) -> ModuleBlocks:
     """Where a resident module lies."""
     return ModuleBlocks(module.key, tuple(module.block_ids), module.num_tokens)
+
+
+@dataclass(slots=True)
+class WorkerReport(KVConnectorWorkerMetadata):
+    """What a worker has read from disk since its last report.
+
+    Attributes:
+        found: Key, tokens and blocks of modules that are in host memory now.
+        absent: Keys of modules that are not there, or not valid.
+    """
+
+    found: list[tuple[bytes, int, int]]
+    absent: list[bytes]
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
+        """Not needed: an engine with a disk tier has one worker."""
+        raise NotImplementedError
 
 
 class StepBuilder:
@@ -78,18 +100,26 @@ class StepBuilder:
 
     def __init__(self, *, verify: bool) -> None:
         self._verify = verify
-        self._metadata = StepMetadata()
+        self._metadata = StepMetadata(is_verified=verify)
         self._loads: list[SlotCopy] = []
         self._stores: list[SlotCopy] = []
 
     def save(self, module: StoredModule, drops: Sequence[bytes]) -> None:
         """Keeps a module in host memory that is leaving the KV cache; `drops` leave for it."""
-        self._metadata.moves += [HostMove("drop", ModuleBlocks(key, (), 0)) for key in drops]
+        self.drop(drops)
         self._metadata.moves.append(HostMove("save", module_blocks(module)))
 
     def restore(self, module: StoredModule) -> None:
         """Fills the blocks of a module from host memory, before any request reads them."""
         self._metadata.moves.append(HostMove("restore", module_blocks(module)))
+
+    def fetch(self, key: bytes) -> None:
+        """Begins to read a module from disk into host memory."""
+        self._metadata.moves.append(HostMove("fetch", ModuleBlocks(key, (), 0)))
+
+    def drop(self, keys: Sequence[bytes]) -> None:
+        """Forgets modules in host memory."""
+        self._metadata.moves += [HostMove("drop", ModuleBlocks(key, (), 0)) for key in keys]
 
     def forget_host(self) -> None:
         """Forgets all modules in host memory."""
@@ -148,14 +178,12 @@ class StepBuilder:
             self._stores.append(
                 SlotCopy(slots_of(block_ids, kept, size), slots_of(block_ids, targets, size))
             )
-        if self._verify:
-            blocks = tuple(encode.written_blocks)
-            check = ModuleBlocks(encode.key, blocks, encode.spec.num_kept_tokens)
-            self._metadata.fingerprints.append(check)
+        blocks = tuple(encode.written_blocks)
+        self._metadata.encoded.append(ModuleBlocks(encode.key, blocks, encode.spec.num_kept_tokens))
 
     def take(self) -> StepMetadata:
         """Returns the collected work and starts with an empty step."""
-        metadata, self._metadata = self._metadata, StepMetadata()
+        metadata, self._metadata = self._metadata, StepMetadata(is_verified=self._verify)
         metadata.loads = SlotCopy.concatenate(self._loads)
         metadata.stores = SlotCopy.concatenate(self._stores)
         self._loads, self._stores = [], []

@@ -57,12 +57,14 @@ class StoreStats:
         num_evictions: Modules that left (for room, or by a reset).
         num_saves: Of these, modules that went to host memory.
         num_restores: Modules that came back from there.
+        num_fetches: Modules that were read from disk into host memory.
     """
 
     num_commits: int = 0
     num_evictions: int = 0
     num_saves: int = 0
     num_restores: int = 0
+    num_fetches: int = 0
 
 
 @dataclass(slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -18,9 +19,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import add_utility, after_prepare_inputs
+from vllm_promptcache.compat import add_utility, after_initialize_kv_cache, after_prepare_inputs
 from vllm_promptcache.core.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
@@ -28,7 +30,7 @@ from vllm_promptcache.core.introspection import (
     prompt_module_status,
 )
 from vllm_promptcache.core.metrics import ModuleStats
-from vllm_promptcache.core.step import StepMetadata
+from vllm_promptcache.core.step import StepMetadata, WorkerReport
 from vllm_promptcache.worker.module_worker import ModuleWorker
 from vllm_promptcache.worker.positions import apply_position_offsets
 
@@ -52,8 +54,10 @@ class PromptModuleConnector(KVConnectorBase_V1):
         # One of them, by role; set before any call that needs it.
         self._residency: ModuleResidency
         self._worker: ModuleWorker
+        self._model: torch.nn.Module
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
+            after_initialize_kv_cache(_bind_model)
         else:
             add_utility(STATUS_UTILITY, prompt_module_status)
             add_utility(PIN_UTILITY, prompt_module_pin)
@@ -86,6 +90,11 @@ class PromptModuleConnector(KVConnectorBase_V1):
             scheduler_output.num_scheduled_tokens, lambda i: manager.get_block_ids(i)[0]
         )
 
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Takes note of what the worker has read from disk."""
+        if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
+            self._residency.fetched(report)
+
     def get_kv_connector_stats(self) -> ModuleStats | None:
         """Returns what modules did in the last step."""
         return self._residency.metrics.take() if self.role == KVConnectorRole.SCHEDULER else None
@@ -106,7 +115,20 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Probes the KV cache's layout and makes the copies ready."""
-        self._worker = ModuleWorker.create(self._vllm_config, kv_caches)
+        self._worker = ModuleWorker.create(self._vllm_config, kv_caches, lambda: self._model)
+
+    def bind_model(self, model: torch.nn.Module) -> None:
+        """Gives the connector the model, once the KV caches are registered."""
+        self._model = model
+
+    def build_connector_worker_meta(self) -> WorkerReport | None:
+        """Tells the scheduler what was read from disk."""
+        return self._worker.report()
+
+    def shutdown(self) -> None:
+        """Waits until all that is to be kept on disk is there."""
+        if self.role == KVConnectorRole.WORKER:
+            self._worker.close()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         """Moves modules to and from host memory.
@@ -137,3 +159,9 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def save_kv_layer(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to save."""
+
+
+def _bind_model(runner: Any) -> None:
+    connector = get_kv_transfer_group()
+    if isinstance(connector, PromptModuleConnector):
+        connector.bind_model(runner.get_model())

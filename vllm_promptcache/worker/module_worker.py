@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from vllm.config import VllmConfig
 
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
+from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import ModuleBlocks, StepMetadata
+from vllm_promptcache.core.step import ModuleBlocks, StepMetadata, WorkerReport
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.worker.disk_store import DiskStore
+from vllm_promptcache.worker.fingerprint import model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
 
 
@@ -33,8 +38,18 @@ class ModuleWorker:
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, vllm_config: VllmConfig, kv_caches: dict[str, torch.Tensor]) -> ModuleWorker:
+    def create(
+        cls,
+        vllm_config: VllmConfig,
+        kv_caches: dict[str, torch.Tensor],
+        model: Callable[[], torch.nn.Module],
+    ) -> ModuleWorker:
         """Probes how the backend lays out the KV of a slot.
+
+        Args:
+            vllm_config: The engine's.
+            kv_caches: KV cache of each layer.
+            model: Returns the model, which may be loaded later.
 
         Raises:
             ValueError: The layout is not one that can be copied slot by slot.
@@ -46,7 +61,17 @@ class ModuleWorker:
         )
         copier = make_slot_copier(list(kv_caches.values()), elements)
         hide_llvmlite()
-        return cls(copier, vllm_config.cache_config.block_size, HostStore(copier))
+        config = PromptModulesConfig.of(vllm_config)
+        disk = None
+        if config.dir is not None:
+            layout = elements.numpy().tobytes()
+            disk = DiskStore(
+                Path(config.dir),
+                int(config.dir_size * 2**30),
+                lambda: model_fingerprint(weights_of(model()), kv_caches, layout),
+            )
+        host = HostStore(copier, disk)
+        return cls(copier, vllm_config.cache_config.block_size, host)
 
     def begin(self, step: StepMetadata) -> None:
         """Moves modules to and from host memory, then compares mapped ones with their fingerprints.
@@ -65,8 +90,20 @@ class ModuleWorker:
     def after_forward(self, step: StepMetadata) -> None:
         """Compacts modules whose encode has ended and fingerprints them. Mutates the cache."""
         self._copy(step.stores)
-        for check in step.fingerprints:
-            self._fingerprints[check.key] = self._fingerprint(check)
+        for module in step.encoded:
+            self.host.keep(module)
+            if step.is_verified:
+                self._fingerprints[module.key] = self._fingerprint(module)
+
+    def report(self) -> WorkerReport | None:
+        """Tells what was read from disk, None if nothing was."""
+        found, absent = self.host.take_read()
+        return WorkerReport(found, absent) if found or absent else None
+
+    def close(self) -> None:
+        """Waits until all that is to be kept on disk is there."""
+        if self.host.disk is not None:
+            self.host.disk.close()
 
     def _copy(self, copy: SlotCopy | None) -> None:
         if copy is not None:
