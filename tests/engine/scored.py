@@ -67,7 +67,9 @@ class ScoredEndpoints:
     """
 
     def __init__(self, url: str, max_tokens: int) -> None:
-        self._client = OpenAI(base_url=f"{url}/v1", api_key="none")
+        # A connection each: several API servers take them in turn.
+        closing = {"Connection": "close"}
+        self._client = OpenAI(base_url=f"{url}/v1", api_key="none", default_headers=closing)
         self._options: dict[str, Any] = {
             "model": MODEL_NAME,
             "temperature": 0,

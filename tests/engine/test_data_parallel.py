@@ -21,8 +21,8 @@ from tests.reference import Reference
 from tests.reference.compare import Tally
 from vllm_promptcache.errors import ClientError
 
-# One API server: each has a memory of its own of which rank holds what.
-OPTIONS = ["--data-parallel-size=2", "--api-server-count=1"]
+# As many API servers as ranks, as is vLLM's default: each has a memory of its own.
+OPTIONS = ["--data-parallel-size=2", "--api-server-count=2"]
 SCHEMAS = [schema for schema in FIXED_SCHEMAS if schema.name in ("library", "documents")]
 PROMPTS_A_SCHEMA = 4
 # More than a rank gets ahead of the other one, even if one rank holds the modules of both schemas.

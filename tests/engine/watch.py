@@ -42,13 +42,15 @@ class Watch:
     def __init__(self, url: str, process: psutil.Process) -> None:
         self.seconds = self.peak_mb = self.growth_mb = self.engine_growth_mb = 0.0
         self.stall_seconds = 0.0
-        self._url, self._process = url, process
+        self._client = httpx.Client(base_url=url, timeout=300)
+        self._process = process
         self._done = Event()
         self._threads = [Thread(target=self._sample), Thread(target=self._ask)]
 
     def __enter__(self) -> Watch:
         self._before = self._memory()
         self._peaks = self._before
+        self._client.get("/health")  # connects
         for thread in self._threads:
             thread.start()
         self._since = time.perf_counter()
@@ -64,6 +66,7 @@ class Watch:
         self._done.set()
         for thread in self._threads:
             thread.join()
+        self._client.close()
         (server, engine), (server_before, engine_before) = self._peaks, self._before
         self.peak_mb = server / MEGABYTE
         self.growth_mb = (server - server_before) / MEGABYTE
@@ -83,9 +86,7 @@ class Watch:
             self._peaks = max(server, self._peaks[0]), max(below, self._peaks[1])
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self._url, timeout=300) as client:
-            client.get("/health")  # connects
-            while not self._done.wait(_INTERVAL_S):
-                since = time.perf_counter()
-                client.get("/health")
-                self.stall_seconds = max(self.stall_seconds, time.perf_counter() - since)
+        while not self._done.wait(_INTERVAL_S):
+            since = time.perf_counter()
+            self._client.get("/health")
+            self.stall_seconds = max(self.stall_seconds, time.perf_counter() - since)

@@ -34,11 +34,12 @@ def test_the_rank_with_most_tokens_wins() -> None:
     assert ranks.choose(both, [0, 0]) == 1 - first
 
 
-def test_front_ends_agree_on_new_modules_and_spread_them() -> None:
-    names = [f"module-{number}" for number in range(100)]
+def test_front_ends_agree_on_new_schemas_and_spread_them() -> None:
+    names = [f"schema-{number}" for number in range(100)]
     one, two = ModuleAffinity(), ModuleAffinity()
-    chosen = [one.choose(spans(name), [0, 0]) for name in names]
-    assert chosen == [two.choose(spans(name), [0, 0]) for name in names]
+    chosen = [one.choose(spans(f"{name}/a"), [0, 0], name) for name in names]
+    # Their first prompts import different modules.
+    assert chosen == [two.choose(spans(f"{name}/b"), [0, 0], name) for name in names]
     assert 25 < sum(chosen) < 75
 
 

@@ -320,7 +320,8 @@ class ModuleResidency:
 
     def fetched(self, report: WorkerReport) -> None:
         """Takes note of the modules that a worker has read from disk."""
-        self._step.drop(self.disk.answered(report.found, report.absent))
+        unasked = self.disk.answered(report.found, report.absent)
+        self._step.drop([key for key in unasked if key not in self.host])
         self.store.stats.num_fetches += len(report.found)
 
     def _keep_in_host(self, module: StoredModule) -> None:

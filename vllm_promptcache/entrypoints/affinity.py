@@ -31,19 +31,20 @@ class ModuleAffinity:
     busy_margin: int = BUSY_MARGIN
     _ranks: OrderedDict[bytes, set[int]] = field(default_factory=OrderedDict)
 
-    def choose(self, spans: Sequence[ModuleSpan], loads: Sequence[float]) -> int:
+    def choose(self, spans: Sequence[ModuleSpan], loads: Sequence[float], schema: str = "") -> int:
         """Chooses a rank and remembers that it gets the modules.
 
-        The one that holds most tokens of them. Among ranks that hold none, the same modules go to
-        the same rank whichever front end chooses.
+        The one that holds most tokens of them. Among ranks that hold none, a schema goes to the
+        same rank whichever front end chooses: each has a memory of its own.
 
         Args:
             spans: The modules of a request.
             loads: Requests at each rank, `[num_ranks]`.
+            schema: Name of their schema.
         """
         least = min(loads)
         ranks = [i for i, load in enumerate(loads) if load <= least + self.busy_margin]
-        chosen = max(ranks, key=lambda rank: (self._num_held(spans, rank), _weight(spans, rank)))
+        chosen = max(ranks, key=lambda rank: (self._num_held(spans, rank), _weight(schema, rank)))
         for span in spans:
             self._ranks.setdefault(span.key, set()).add(chosen)
             self._ranks.move_to_end(span.key)
@@ -67,7 +68,7 @@ class ModuleAffinity:
         except PlanError:
             return None  # the scheduler refuses it
         spans = packed.sequence.spans
-        return self.choose(spans, _loads(client)) if spans else None
+        return self.choose(spans, _loads(client), packed.schema) if spans else None
 
 
 def _loads(client: Any) -> list[float]:
@@ -80,6 +81,5 @@ def _loads(client: Any) -> list[float]:
     ]
 
 
-def _weight(spans: Sequence[ModuleSpan], rank: int) -> bytes:
-    largest = max(spans, key=lambda span: (span.num_tokens, span.key), default=None)
-    return sha256((largest.key if largest else b"") + rank.to_bytes(4, "big")).digest()
+def _weight(schema: str, rank: int) -> bytes:
+    return sha256(rank.to_bytes(4, "big") + schema.encode()).digest()

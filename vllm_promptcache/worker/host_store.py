@@ -40,7 +40,8 @@ class HostStore:
                 case "restore", ModuleBlocks(key, block_ids):
                     self.copier.write_blocks(block_ids, self._blocks[key])
                 case "drop", ModuleBlocks(key):
-                    del self._blocks[key]
+                    # Gone already if all were cleared while a read was on its way.
+                    self._blocks.pop(key, None)
                 case "fetch", ModuleBlocks(key) if self.disk is not None:
                     self.disk.read(key)
                 case _:

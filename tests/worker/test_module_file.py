@@ -1,0 +1,96 @@
+"""Files of modules: what is written comes back, and nothing else does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from vllm_promptcache.worker.module_file import InvalidFileError, ModuleFile
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+NUM_DAMAGED = 1000
+
+
+def make_file(key: bytes = KEY, num_tokens: int = 9) -> ModuleFile:
+    generator = torch.Generator().manual_seed(num_tokens)
+    blocks = torch.randint(-(2**15), 2**15, (2, 3, 64), dtype=torch.int16, generator=generator)
+    return ModuleFile(key, num_tokens, blocks)
+
+
+def test_what_is_written_comes_back(tmp_path: Path) -> None:
+    written, path = make_file(), tmp_path / "file.safetensors"
+    size = written.write(path, "model")
+    assert path.stat().st_size == size
+    read = ModuleFile.read(path, KEY, "model")
+    assert (read.key, read.num_tokens) == (KEY, 9)
+    assert torch.equal(read.blocks, written.blocks)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("key", "fingerprint", "message"),
+    [(OTHER_KEY, "model", "its key is"), (KEY, "other model", "its fingerprint is 'model'")],
+)
+def test_a_file_of_something_else_is_refused(
+    tmp_path: Path, key: bytes, fingerprint: str, message: str
+) -> None:
+    path = tmp_path / "file.safetensors"
+    make_file().write(path, "model")
+    with pytest.raises(InvalidFileError, match=message):
+        ModuleFile.read(path, key, fingerprint)
+
+
+def test_a_file_that_is_not_there_is_no_invalid_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ModuleFile.read(tmp_path / "none.safetensors", KEY, "model")
+
+
+def test_a_thousand_damaged_files_give_back_nothing_wrong(tmp_path: Path) -> None:
+    """Truncated, with flipped bits, with zeroes, with other files' names."""
+    path, rng, good = tmp_path / "file.safetensors", Random(0), make_file()
+    good.write(path, "model")
+    whole = path.read_bytes()
+    make_file(OTHER_KEY, 5).write(path, "model")
+    other = path.read_bytes()
+    num_refused = 0
+    for number in range(NUM_DAMAGED):
+        path.write_bytes(damaged(whole, other, number % 4, rng))
+        try:
+            read = ModuleFile.read(path, KEY, "model")
+        except InvalidFileError:
+            num_refused += 1
+        else:
+            # A flipped bit may be in what does not matter, such as white space of the header.
+            assert torch.equal(read.blocks, good.blocks)
+            assert read.num_tokens == good.num_tokens
+    assert num_refused > 0.98 * NUM_DAMAGED
+
+
+def damaged(whole: bytes, other: bytes, kind: int, rng: Random) -> bytes:
+    if kind == 0:
+        return whole[: rng.randrange(len(whole))]
+    if kind == 1:
+        at, bit = rng.randrange(len(whole)), 1 << rng.randrange(8)
+        return whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
+    if kind == 2:
+        start = rng.randrange(len(whole))
+        length = rng.randint(1, len(whole) - start)
+        zeroed = whole[:start] + bytes(length) + whole[start + length :]
+        return zeroed if zeroed != whole else b""
+    return other
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        make_file().write(tmp_path / "file.safetensors", "model")
+    assert list(tmp_path.iterdir()) == []
