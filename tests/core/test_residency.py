@@ -5,6 +5,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.residency import MAX_ENCODES_PER_MODULE, ModuleResidency
+from vllm_promptcache.core.step import WorkerReport
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
 from .plans import BLOCK_SIZE, module, raw_request, request, span
@@ -295,3 +296,26 @@ def test_host_memory_is_forgotten_with_the_rest():
     assert actions == ["save", "clear"]
     engine.add(request("2", [span(A)], [A]))
     assert engine.prepare() == [A]
+
+
+def test_a_module_is_in_host_memory_or_staged_but_not_both():
+    """Encoded and evicted while it is read: the answer finds it in host memory."""
+    engine = Engine(num_blocks=9, num_host_blocks=4, has_disk=True)
+    engine.add(request("1", [span(A)], [A]))
+    assert engine.prepare() == []
+    residency = engine.residency
+    residency.fetched(WorkerReport([], [A.key]))
+    assert engine.prepare() == [A]
+    residency.forget_host()
+    engine.add(request("2", [span(A)], [A]))
+    engine.prepare()
+    assert [move.action for move in residency.end_step({}, lambda _: []).moves][-1] == "fetch"
+    engine.run_encodes()
+    for waiting in list(engine.queue):
+        engine.queue.remove(waiting)
+        residency.finish(waiting, [])
+    engine.pool.free_blocks(engine.pool.get_new_blocks(8))
+    assert A.key in residency.host
+    residency.fetched(WorkerReport([(A.key, 9, 3)], []))
+    assert residency.disk.staged(A.key) is None
+    assert "drop" not in [move.action for move in residency.end_step({}, lambda _: []).moves]

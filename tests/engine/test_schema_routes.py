@@ -62,7 +62,9 @@ def num_cached(client: httpx.Client, text: str) -> int:
 
 def residency(client: httpx.Client, name: str) -> list[Any]:
     """Whether each module of a schema is resident, the root first."""
-    return [module["resident"] for module in client.get(f"{ROUTE}/{name}").json()["modules"]]
+    return [
+        module["tier"] == "kv_cache" for module in client.get(f"{ROUTE}/{name}").json()["modules"]
+    ]
 
 
 def test_a_schema_is_posted_used_replaced_and_deleted(client: httpx.Client, folder: Path) -> None:
@@ -139,7 +141,7 @@ def num_encoded(client: httpx.Client) -> float:
 def test_a_pinned_schema_stays(client: httpx.Client) -> None:
     def pinned() -> list[bool]:
         modules = client.get(f"{ROUTE}/pinned").json()["modules"]
-        return [module["pinned"] and module["resident"] for module in modules][1:]
+        return [module["pinned"] and module["tier"] == "kv_cache" for module in modules][1:]
 
     text = schema("pinned", "Pinned: " + LONG, LONG[5:])
     answer = client.post(ROUTE, json={"schema": text, "pin": True, "ttl": "1h"})

@@ -82,6 +82,21 @@ def test_modules_come_back_from_host_memory(
             print(f"\n{num_encodes} encodes, {stats}")
         assert residency.encodes.num_started == num_encodes == NUM_MODULES
         assert stats.num_restores > NUM_MODULES
+        check_stats(llm)
+
+
+def check_stats(llm: LLM) -> None:
+    """What users are told is what happened."""
+    stats = llm.module_store.stats()
+    _, *modules = stats["schemas"]["s"]
+    assert {module["tier"] for module in modules} <= {"kv_cache", "host"}
+    assert {module["num_encodes"] for module in modules} == {1}
+    assert sum(module["num_restores"] for module in modules) == stats["num_restores"]
+    assert sum(module["num_hits"] for module in modules) > 0
+    assert all(module["idle_s"] < 600 for module in modules)
+    resident = [module["num_blocks"] for module in modules if module["tier"] == "kv_cache"]
+    assert stats["num_blocks"]["kv_cache"] == sum(resident) <= 39
+    assert stats["num_bytes"]["host"] == stats["num_blocks"]["host"] * 32768
 
 
 def test_modules_are_there_after_a_restart(

@@ -19,7 +19,7 @@ def test_a_module_is_asked_for_once_and_then_staged(tier):
     assert tier.answered([(A, 40, 2)], []) == []
     assert (tier.staged(A).num_tokens, tier.staged(A).num_blocks) == (40, 2)
     assert not tier.ask(A)
-    tier.take(A)
+    tier.forget(A)
     assert tier.staged(A) is None
 
 

@@ -5,25 +5,72 @@ Reached by `call_utility(NAME, ...)`; arguments and answers are plain lists, sin
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 from vllm_promptcache.errors import ConflictError
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
 STATUS_UTILITY = "prompt_module_status"
+STORE_UTILITY = "prompt_module_store"
 PIN_UTILITY = "prompt_module_pin"
 
 
-def prompt_module_status(engine_core: Any, keys: list[bytes]) -> list[tuple[bool, int, bool]]:
-    """Tells for each module key: is it resident, how many requests found it so, is it pinned.
+@dataclass(frozen=True, slots=True)
+class ModuleStatus:
+    """A module in an engine.
+
+    Attributes:
+        tier: `kv_cache` if it is resident, `host` if it is in host memory, else None: it is on disk
+            or has to be encoded.
+        pinned: Whether it is kept from eviction.
+        num_hits: Requests that found it resident.
+        num_encodes: How often it was encoded.
+        num_restores: How often it came back from host memory or disk.
+        idle_s: Seconds since it was last used, None if it never was.
+    """
+
+    tier: str | None = None
+    pinned: bool = False
+    num_hits: int = 0
+    num_encodes: int = 0
+    num_restores: int = 0
+    idle_s: float | None = None
+
+
+def prompt_module_status(engine_core: Any, keys: list[bytes]) -> list[tuple[Any, ...]]:
+    """Tells the fields of each module's `ModuleStatus`.
 
     Mutates nothing but the store's memory of modules that were evicted or whose pins expired.
     """
     residency = engine_core.scheduler.residency
     residency.pins.expire()
+    return [astuple(_status(residency, key)) for key in keys]
+
+
+def _status(residency: Any, key: bytes) -> ModuleStatus:
     store = residency.store
-    pinned = store.held(PIN_OWNER)
-    return [(store.lookup(key) is not None, store.num_hits(key), key in pinned) for key in keys]
+    host = "host" if key in residency.host else None
+    tier = host if store.lookup(key) is None else "kv_cache"
+    pinned = key in store.held(PIN_OWNER)
+    if (history := store.histories.get(key)) is None:
+        return ModuleStatus(tier, pinned)
+    counts = (history.num_hits, history.num_encodes, history.num_restores)
+    return ModuleStatus(tier, pinned, *counts, time.monotonic() - history.last_use)
+
+
+def prompt_module_store(engine_core: Any) -> dict[str, Any]:
+    """Tells the store's counters, and how many blocks and bytes modules have in each tier."""
+    scheduler = engine_core.scheduler
+    residency = scheduler.residency
+    num_blocks = {
+        "kv_cache": sum(len(module.blocks) for module in residency.store.modules.values()),
+        "host": residency.host.num_blocks,
+    }
+    num_bytes = {tier: number * scheduler.block_bytes for tier, number in num_blocks.items()}
+    counters: dict[str, Any] = asdict(residency.store.stats)
+    return counters | {"num_blocks": num_blocks, "num_bytes": num_bytes}
 
 
 def prompt_module_pin(

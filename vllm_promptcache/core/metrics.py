@@ -74,7 +74,9 @@ class ModuleMetrics:
         sequence = modular.sequence
         self._add("tokens_reused", sequence.num_cached_tokens - modular.num_encoded_tokens)
         self._add("tokens_copied", modular.num_copied_tokens)
-        self._add("tokens_computed", sequence.num_new_tokens - modular.num_private_hit_tokens)
+        # After a preemption, with what the request has generated so far.
+        num_after_modules = modular.request.num_tokens - sequence.num_cached_tokens
+        self._add("tokens_computed", num_after_modules - modular.num_private_hit_tokens)
         if modular.has_waited:
             seconds = time.monotonic() - modular.since
             self._add("wait_seconds", [seconds])

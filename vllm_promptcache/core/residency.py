@@ -168,6 +168,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
+            self.store.histories.used(encode.key).num_encodes += 1
             self.disk.written(encode.key)
             self.eviction.use(encode.key)
             self.pins.fulfil(encode.key)
@@ -305,6 +306,7 @@ class ModuleResidency:
         if (module := self.store.lookup(key)) is not None:
             self._step.restore(module)
             self.store.stats.num_restores += 1
+            self.store.histories.used(key).num_restores += 1
             self.metrics.restored(module)
         self._keep_after_restore(key, kept)
         return True
@@ -314,20 +316,24 @@ class ModuleResidency:
         if key in self.host:
             self.host.use(key)
             return
-        self.disk.take(key)
+        self.disk.forget(key)
         leaving = self.host.put(key, kept.num_tokens, kept.num_blocks)
         self._step.drop([key] if leaving is None else leaving)
 
     def fetched(self, report: WorkerReport) -> None:
         """Takes note of the modules that a worker has read from disk."""
-        unasked = self.disk.answered(report.found, report.absent)
-        self._step.drop([key for key in unasked if key not in self.host])
-        self.store.stats.num_fetches += len(report.found)
+        # It may have been encoded and evicted since it was asked for.
+        for key in [key for key, *_ in report.found if key in self.host]:
+            self.disk.forget(key)
+        found = [module for module in report.found if module[0] not in self.host]
+        self._step.drop(self.disk.answered(found, report.absent))
+        self.store.stats.num_fetches += len(found)
 
     def _keep_in_host(self, module: StoredModule) -> None:
         """Keeps a module that is leaving the KV cache, if host memory has room for it."""
         leaving = self.host.put(module.key, module.num_tokens, len(module.blocks))
         if leaving is not None:
+            self.disk.forget(module.key)
             self._step.save(module, leaving)
             self.store.stats.num_saves += 1
 
@@ -423,7 +429,7 @@ class ModuleResidency:
         for modular in self._admitted:
             uncount_encoded(modular)
             for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
-                self.store.count_hit(key)
+                self.store.histories.used(key).num_hits += 1
                 self.eviction.use(key)
                 self.pins.fulfil(key)
             if not isinstance(modular, EncodeRequest):

@@ -45,7 +45,7 @@ class PromptModuleMixin(Scheduler):
             self.block_size,
             max_pinned_share=config.max_pinned_share,
             evicts_by_value=config.eviction == "value",
-            num_host_blocks=int(config.host_memory * 2**30 / self._block_bytes()),
+            num_host_blocks=int(config.host_memory * 2**30 / self.block_bytes),
             has_disk=config.dir is not None,
             verify=config.verify,
         )
@@ -53,7 +53,8 @@ class PromptModuleMixin(Scheduler):
         compat.never_cache_blocks(manager, self.residency.is_encode)
         self.connector.bind_residency(self.residency)
 
-    def _block_bytes(self) -> int:
+    @property
+    def block_bytes(self) -> int:
         """Bytes of a block in all layers of a worker."""
         config = self.kv_cache_config
         return sum(tensor.size for tensor in config.kv_cache_tensors) // config.num_blocks

@@ -11,7 +11,7 @@ from uuid import uuid4
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY
+from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
@@ -21,22 +21,6 @@ from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.pml import Pin
 
 logger = init_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleStatus:
-    """A module in the engine.
-
-    Attributes:
-        resident: Whether its KV is there; None for a private schema, whose modules are those of
-            tenants. With data parallelism, whether a rank has it.
-        num_hits: Requests that found it resident since it was encoded.
-        pinned: Whether it is kept from eviction.
-    """
-
-    resident: bool | None = None
-    num_hits: int | None = None
-    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +36,12 @@ class EngineModules:
     client: Any
 
     async def status(self, layout: SchemaLayout) -> list[ModuleStatus]:
-        """The status of each module of a schema."""
+        """The status of each module of a schema, that of all ranks together.
+
+        Empty for a private schema, whose modules are those of tenants.
+        """
         if layout.private:
-            return [ModuleStatus()] * len(layout.modules)
+            return []
         return await self._status([module.key for module in layout.modules])
 
     async def warm(self, name: str, salt: str | None) -> None:
@@ -107,16 +94,15 @@ class EngineModules:
         status = await self._status([item.layout.key for item in plan.modules])
         num_encoded = 0
         for planned, module, found in zip(plan.modules, explained["modules"], status, strict=True):
-            module["resident"] = found.resident
-            num_encoded += planned.num_tokens * (not found.resident)
+            module["tier"] = found.tier
+            num_encoded += planned.num_tokens * (found.tier is None)
         return explained | {"num_tokens_to_encode": num_encoded}
 
     async def _status(self, keys: Sequence[bytes]) -> list[ModuleStatus]:
         answers = await self._call(STATUS_UTILITY, list(keys))
         return [
-            ModuleStatus(any(resident), sum(num_hits), any(pinned))
+            _merge([ModuleStatus(*status) for status in ranks])
             for ranks in zip(*answers, strict=True)
-            for resident, num_hits, pinned in [zip(*ranks, strict=True)]
         ]
 
     async def _call(self, utility: str, *args: Any) -> list[Any]:
@@ -135,3 +121,17 @@ class EngineModules:
         params = SamplingParams(max_tokens=1, detokenize=False)
         async for _ in self.client.generate(prompt, params, f"warm-{uuid4()}"):
             pass
+
+
+def _merge(ranks: Sequence[ModuleStatus]) -> ModuleStatus:
+    """One status for all ranks: the nearest tier, the sum of all counts."""
+    tiers = {status.tier for status in ranks}
+    idle = [status.idle_s for status in ranks if status.idle_s is not None]
+    return ModuleStatus(
+        tier=next((tier for tier in ("kv_cache", "host") if tier in tiers), None),
+        pinned=any(status.pinned for status in ranks),
+        num_hits=sum(status.num_hits for status in ranks),
+        num_encodes=sum(status.num_encodes for status in ranks),
+        num_restores=sum(status.num_restores for status in ranks),
+        idle_s=min(idle, default=None),
+    )

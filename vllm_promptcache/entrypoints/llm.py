@@ -18,6 +18,7 @@ from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin
 from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.entrypoints.store_view import ModuleStoreView
 from vllm_promptcache.errors import ConflictError, PlanError
 from vllm_promptcache.plan import Explanation
 from vllm_promptcache.plugin import register
@@ -50,6 +51,11 @@ class LLM(vllm.LLM):
         """The compiled schemas and the planner."""
         front_end: FrontEnd = self.renderer.front_end
         return front_end
+
+    @property
+    def module_store(self) -> ModuleStoreView:
+        """The engine's modules: `llm.module_store.stats()`."""
+        return ModuleStoreView(self.llm_engine.engine_core, self.front_end)
 
     def add_schema(
         self,

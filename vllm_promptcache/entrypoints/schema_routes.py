@@ -137,7 +137,7 @@ class SchemaRoutes:
         described = self.service.describe(name)
         layout = self.service.layout(name)
         status = await self.modules.status(layout)
-        for module, found in zip(described["modules"], status, strict=True):
+        for module, found in zip(described["modules"], status, strict=bool(status)):
             module |= asdict(found)
         return JSONResponse(described)
 

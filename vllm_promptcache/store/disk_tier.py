@@ -43,9 +43,10 @@ class DiskTier:
         """A module that was read and waits in host memory, None if it is not there."""
         return self._staged.get(key)
 
-    def take(self, key: bytes) -> None:
-        """Takes note that a staged module is in the KV cache."""
-        del self._staged[key]
+    def forget(self, key: bytes) -> None:
+        """Takes note that a module is elsewhere, so that it need not be read or staged any more."""
+        self._asked.discard(key)
+        self._staged.pop(key, None)
 
     def take_all(self) -> list[bytes]:
         """Forgets all staged modules, which nobody waits for any more; returns their keys."""

@@ -8,7 +8,6 @@ store cannot believe in a block that was given to somebody else.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 from vllm_promptcache.compat import publish_block
+from vllm_promptcache.store.history import Histories
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,14 @@ class ModuleStore:
     Attributes:
         block_pool: vLLM's pool; owner of all blocks and of their reference counts.
         stats: Counters since the engine started.
+        histories: Counts of each module.
     """
 
     block_pool: BlockPool
     stats: StoreStats = field(default_factory=StoreStats)
+    histories: Histories = field(default_factory=Histories)
     _modules: dict[bytes, StoredModule] = field(default_factory=dict)
     _pins: dict[str, dict[bytes, StoredModule]] = field(default_factory=dict)
-    _num_hits: Counter[bytes] = field(default_factory=Counter)
 
     def lookup(self, key: bytes) -> StoredModule | None:
         """Returns the module if it is resident. Forgets it if it is not intact any more."""
@@ -101,14 +102,6 @@ class ModuleStore:
         hashes = tuple(publish_block(self.block_pool, b, key, i) for i, b in enumerate(blocks))
         self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
         self.stats.num_commits += 1
-
-    def count_hit(self, key: bytes) -> None:
-        """Counts a request that found the module resident."""
-        self._num_hits[key] += 1
-
-    def num_hits(self, key: bytes) -> int:
-        """Requests that found the module resident since it was encoded."""
-        return self._num_hits.get(key, 0)
 
     def evict(self, key: bytes) -> None:
         """Forgets a resident module; its blocks carry its hashes no more."""
@@ -170,7 +163,6 @@ class ModuleStore:
 
     def _forget(self, module: StoredModule) -> None:
         del self._modules[module.key]
-        self._num_hits.pop(module.key, None)
         self.stats.num_evictions += 1
         # What is left of it serves nobody: let the pool reuse it first.
         left = {

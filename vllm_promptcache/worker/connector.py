@@ -26,8 +26,10 @@ from vllm_promptcache.compat import add_utility, after_initialize_kv_cache, afte
 from vllm_promptcache.core.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
+    STORE_UTILITY,
     prompt_module_pin,
     prompt_module_status,
+    prompt_module_store,
 )
 from vllm_promptcache.core.metrics import ModuleStats
 from vllm_promptcache.core.step import StepMetadata, WorkerReport
@@ -60,6 +62,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
             after_initialize_kv_cache(_bind_model)
         else:
             add_utility(STATUS_UTILITY, prompt_module_status)
+            add_utility(STORE_UTILITY, prompt_module_store)
             add_utility(PIN_UTILITY, prompt_module_pin)
 
     # Scheduler side

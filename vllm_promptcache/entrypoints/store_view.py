@@ -1,0 +1,46 @@
+"""The module store of an offline engine, as its user sees it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_promptcache.compat import call_utility
+from vllm_promptcache.core.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
+from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleStoreView:
+    """Looks into the engine's module store; changes nothing.
+
+    Attributes:
+        client: vLLM's client of the engine core.
+        front_end: Knows the schemas.
+    """
+
+    client: Any
+    front_end: FrontEnd
+
+    def stats(self) -> dict[str, Any]:
+        """Counters of the store, and for each schema its modules.
+
+        Returns:
+            Counters since the engine started; `num_blocks` and `num_bytes` of modules in each tier;
+            and under `schemas`, for each module of a schema, what `ModuleInfo` and `ModuleStatus`
+            say. Modules of private schemas are those of tenants, and are only counted.
+        """
+        counters: dict[str, Any] = call_utility(self.client, STORE_UTILITY)
+        layouts = self.front_end.planner.schemas
+        return counters | {"schemas": {name: self._modules(name) for name in layouts}}
+
+    def _modules(self, name: str) -> list[dict[str, Any]]:
+        layout = self.front_end.planner.layout(name)
+        info = SchemaInfo.of(layout, self.front_end.block_size)
+        keys = [] if layout.private else [module.key for module in layout.modules]
+        found = call_utility(self.client, STATUS_UTILITY, keys)
+        return [
+            asdict(module) | asdict(ModuleStatus(*status))
+            for module, status in zip(info.modules, found, strict=not layout.private)
+        ]
