@@ -96,6 +96,11 @@ PRIVATE_NAMES = {
         "GPUModelRunner._prepare_inputs",
         "GPUModelRunner.initialize_kv_cache",
     ),
+    "vllm.v1.worker.gpu_worker": (
+        "Worker.reload_weights",
+        "Worker.update_weights",
+        "Worker.finish_weight_update",
+    ),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
         "KVConnectorBase_V1.get_num_new_matched_tokens",
         "KVConnectorBase_V1.handle_preemptions",
@@ -306,6 +311,24 @@ def after_initialize_kv_cache(act: Callable[[Any], None]) -> None:
         return made
 
     wrap(GPUModelRunner, "initialize_kv_cache", initialize_kv_cache)
+
+
+def after_reload_weights(act: Callable[[Any], None]) -> None:
+    """Calls `act(worker)` when a worker has other weights than before.
+
+    vLLM leaves it to the user to reset the prefix cache then; what is written to disk must not wait
+    for that, since it stays.
+    Can go when workers tell connectors.
+    """
+    from vllm.v1.worker.gpu_worker import Worker
+
+    def change_weights(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
+        changed = original(worker, *args, **kwargs)
+        act(worker)
+        return changed
+
+    for name in ("reload_weights", "update_weights", "finish_weight_update"):
+        wrap(Worker, name, change_weights)
 
 
 def hide_llvmlite() -> None:

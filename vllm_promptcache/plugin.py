@@ -29,6 +29,13 @@ _OPTIONS = {
     "prompt_modules_dir_size": "dir_size",
     "prompt_modules_verify": "verify",
 }
+_METAVARS = {
+    "schemas": "DIR",
+    "dir": "DIR",
+    "dir_size": "GIB",
+    "host_memory": "GIB",
+    "max_pinned_share": "SHARE",
+}
 
 
 def register() -> None:
@@ -54,7 +61,8 @@ def _add_cli_args(original: Callable[..., Any], parser: Any) -> Any:
         "that are not PML are served as ever.",
     )
     kwargs = get_kwargs(PromptModulesConfig)
-    kwargs["schemas"]["metavar"] = kwargs["dir"]["metavar"] = "DIR"
+    for name, metavar in _METAVARS.items():
+        kwargs[name]["metavar"] = metavar
     for option, field in _OPTIONS.items():
         group.add_argument(f"--{option.replace('_', '-')}", **kwargs[field])
     group.add_argument(

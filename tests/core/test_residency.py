@@ -319,3 +319,20 @@ def test_a_module_is_in_host_memory_or_staged_but_not_both():
     residency.fetched(WorkerReport([(A.key, 9, 3)], []))
     assert residency.disk.staged(A.key) is None
     assert "drop" not in [move.action for move in residency.end_step({}, lambda _: []).moves]
+
+
+def test_a_restore_does_not_drive_out_what_it_restores():
+    engine = Engine(num_blocks=4, num_host_blocks=3)
+    residency = engine.residency
+    for number, spec in enumerate((A, module("c", 9))):
+        engine.add(request(str(number), [span(spec)], [spec]))
+        engine.prepare()
+        engine.run_encodes()
+        residency.finish(engine.queue.pop(), [])
+    # Host memory holds one of them, the KV cache the other.
+    engine.add(request("2", [span(A)], [A]))
+    assert engine.prepare() == []
+    moves = residency.end_step({}, lambda _: []).moves
+    # No drop before it; what left for it finds no room.
+    assert [move.action for move in moves] == ["restore"]
+    assert residency.encodes.num_started == 2

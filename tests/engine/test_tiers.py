@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 
 from tests.engine.harness import greedy, running_engine, scheduler_of
 from tests.families import LLAMA
@@ -140,6 +141,26 @@ def test_damaged_files_are_encoded_again(
             print(f"\n{num_damaged} damaged files: {residency.encodes.num_started} encodes")
         # A file may have got its own contents, or a bit that does not matter was flipped.
         assert residency.encodes.num_started > 0.8 * (num_damaged + NUM_MODULES)
+
+
+def test_other_weights_find_other_files(model: Path, tmp_path: Path) -> None:
+    with engine(model, dir=str(tmp_path), verify=False) as llm:
+        first = answers(llm)
+        wait_for_files(tmp_path)
+        llm.apply_model(halve_weights)
+        llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(())})
+        llm.reset_prefix_cache()
+        residency = scheduler_of(llm).residency
+        num_encodes = residency.encodes.num_started
+        assert answers(llm) != first
+        assert residency.encodes.num_started == num_encodes + NUM_MODULES
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+def halve_weights(model: torch.nn.Module) -> None:
+    """Makes another model of it."""
+    for number, parameter in enumerate(model.parameters()):
+        parameter.data.mul_(0.5 + number % 3 / 4)
 
 
 def test_a_folder_that_vanishes_stops_nothing(model: Path, tmp_path: Path) -> None:

@@ -37,3 +37,13 @@ def test_nothing_is_left_behind(tier):
     tier.clear()
     assert tier.get(A) is None
     assert tier.put(B, 10, 5) == []
+
+
+def test_what_is_being_brought_back_is_not_driven_out_by_what_leaves_for_it(tier):
+    tier.put(A, 3, 3)
+    tier.put(B, 90, 2)
+    with tier.keeping(A):
+        assert tier.put(C, 50, 2) == [B]
+        assert tier.put(b"d", 50, 3) is None
+    assert A in tier
+    assert tier.put(b"d", 50, 3) == [A]

@@ -297,7 +297,8 @@ class ModuleResidency:
         kept = self.host.get(key) or self.disk.staged(key)
         if kept is None or kept.num_blocks > self._pool.get_num_free_blocks():
             return False
-        blocks = self._pool.get_new_blocks(kept.num_blocks)
+        with self.host.keeping(key):
+            blocks = self._pool.get_new_blocks(kept.num_blocks)
         self.store.commit(key, blocks, kept.num_tokens)
         self.store.pin(holder, key)
         self.eviction.use(key)

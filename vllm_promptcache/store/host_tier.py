@@ -5,6 +5,8 @@ The KV itself lies in the workers (`worker/host_store.py`), which do what is dec
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vllm_promptcache.store.greedy_dual import GreedyDual
@@ -36,6 +38,16 @@ class HostTier:
     num_blocks: int = 0
     _modules: dict[bytes, HostModule] = field(default_factory=dict)
     _ranking: GreedyDual = field(default_factory=GreedyDual)
+    _kept: bytes | None = None
+
+    @contextmanager
+    def keeping(self, key: bytes) -> Iterator[None]:
+        """Lets nothing that is put meanwhile drive out this module, if it is here."""
+        self._kept = key
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._modules
@@ -59,7 +71,9 @@ class HostTier:
             Keys of the modules that leave for it; None if it is not kept, being too large or here
             already.
         """
-        if key in self._modules or num_blocks > self.max_num_blocks:
+        kept = self._modules.get(self._kept) if self._kept else None
+        room = self.max_num_blocks - (kept.num_blocks if kept else 0)
+        if key in self._modules or num_blocks > room:
             return None
         leaving = []
         while self.num_blocks + num_blocks > self.max_num_blocks:
@@ -76,7 +90,7 @@ class HostTier:
         self.num_blocks = 0
 
     def _pop_least(self) -> bytes:
-        key = self._ranking.pop_least()
+        key = self._ranking.pop_least(lambda key: key != self._kept)
         assert key is not None, "blocks are in use but there is no module"
         self.num_blocks -= self._modules.pop(key).num_blocks
         return key

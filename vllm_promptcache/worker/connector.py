@@ -22,7 +22,12 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import add_utility, after_initialize_kv_cache, after_prepare_inputs
+from vllm_promptcache.compat import (
+    add_utility,
+    after_initialize_kv_cache,
+    after_prepare_inputs,
+    after_reload_weights,
+)
 from vllm_promptcache.core.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
@@ -60,6 +65,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
             after_initialize_kv_cache(_bind_model)
+            after_reload_weights(_forget_model)
         else:
             add_utility(STATUS_UTILITY, prompt_module_status)
             add_utility(STORE_UTILITY, prompt_module_store)
@@ -124,6 +130,10 @@ class PromptModuleConnector(KVConnectorBase_V1):
         """Gives the connector the model, once the KV caches are registered."""
         self._model = model
 
+    def forget_model(self) -> None:
+        """Takes note that the model has other weights now."""
+        self._worker.forget_model()
+
     def build_connector_worker_meta(self) -> WorkerReport | None:
         """Tells the scheduler what was read from disk."""
         return self._worker.report()
@@ -162,6 +172,12 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def save_kv_layer(self, *args: Any, **kwargs: Any) -> None:
         """Nothing to save."""
+
+
+def _forget_model(worker: Any) -> None:
+    connector = get_kv_transfer_group()
+    if isinstance(connector, PromptModuleConnector):
+        connector.forget_model()
 
 
 def _bind_model(runner: Any) -> None:

@@ -54,10 +54,15 @@ class DiskStore:
     _reads: dict[bytes, Future[ModuleFile | None]] = field(default_factory=dict)
     _writes: set[Future[None]] = field(default_factory=set)
     _num_written: int = 0
+    _forgotten: list[bytes] = field(default_factory=list)
 
     def forget_model(self) -> None:
-        """The model may change: what is read or written from now on depends on what it is then."""
+        """The model may change: what is read or written from now on depends on what it is then.
+
+        What is being read is answered as absent.
+        """
         self._fingerprint = None
+        self._forgotten += self._reads
         self._reads.clear()
 
     def read(self, key: bytes) -> None:
@@ -71,7 +76,8 @@ class DiskStore:
         for key in done:
             del self._reads[key]
         found = {key: future.result() for key, future in done.items()}
-        absent = [key for key, module in found.items() if module is None]
+        absent = [key for key, module in found.items() if module is None] + self._forgotten
+        self._forgotten = []
         return [module for module in found.values() if module is not None], absent
 
     def write(self, module: ModuleFile) -> None:

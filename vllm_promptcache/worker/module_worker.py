@@ -100,6 +100,11 @@ class ModuleWorker:
         found, absent = self.host.take_read()
         return WorkerReport(found, absent) if found or absent else None
 
+    def forget_model(self) -> None:
+        """The model has other weights now: files are found and written for these."""
+        if self.host.disk is not None:
+            self.host.disk.forget_model()
+
     def close(self) -> None:
         """Waits until all that is to be kept on disk is there."""
         if self.host.disk is not None:
