@@ -291,7 +291,7 @@ def test_host_memory_is_forgotten_with_the_rest():
     engine.run_encodes()
     engine.residency.finish(engine.queue.pop(), [])
     engine.pool.free_blocks(engine.pool.get_new_blocks(8))
-    engine.residency.forget_host()
+    engine.residency.tiers.forget()
     actions = [move.action for move in engine.residency.end_step({}, lambda _: []).moves]
     assert actions == ["save", "clear"]
     engine.add(request("2", [span(A)], [A]))
@@ -304,9 +304,9 @@ def test_a_module_is_in_host_memory_or_staged_but_not_both():
     engine.add(request("1", [span(A)], [A]))
     assert engine.prepare() == []
     residency = engine.residency
-    residency.fetched(WorkerReport([], [A.key]))
+    residency.tiers.fetched(WorkerReport([], [A.key]))
     assert engine.prepare() == [A]
-    residency.forget_host()
+    residency.tiers.forget()
     engine.add(request("2", [span(A)], [A]))
     engine.prepare()
     assert [move.action for move in residency.end_step({}, lambda _: []).moves][-1] == "fetch"
@@ -315,9 +315,9 @@ def test_a_module_is_in_host_memory_or_staged_but_not_both():
         engine.queue.remove(waiting)
         residency.finish(waiting, [])
     engine.pool.free_blocks(engine.pool.get_new_blocks(8))
-    assert A.key in residency.host
-    residency.fetched(WorkerReport([(A.key, 9, 3)], []))
-    assert residency.disk.staged(A.key) is None
+    assert A.key in residency.tiers.host
+    residency.tiers.fetched(WorkerReport([(A.key, 9, 3)], []))
+    assert residency.tiers._disk.staged(A.key) is None
     assert "drop" not in [move.action for move in residency.end_step({}, lambda _: []).moves]
 
 

@@ -51,7 +51,7 @@ def prompt_module_status(engine_core: Any, keys: list[bytes]) -> list[tuple[Any,
 
 def _status(residency: Any, key: bytes) -> ModuleStatus:
     store = residency.store
-    host = "host" if key in residency.host else None
+    host = "host" if key in residency.tiers.host else None
     tier = host if store.lookup(key) is None else "kv_cache"
     pinned = key in store.held(PIN_OWNER)
     if (history := store.histories.get(key)) is None:
@@ -66,7 +66,7 @@ def prompt_module_store(engine_core: Any) -> dict[str, Any]:
     residency = scheduler.residency
     num_blocks = {
         "kv_cache": sum(len(module.blocks) for module in residency.store.modules.values()),
-        "host": residency.host.num_blocks,
+        "host": residency.tiers.host.num_blocks,
     }
     num_bytes = {tier: number * scheduler.block_bytes for tier, number in num_blocks.items()}
     counters: dict[str, Any] = asdict(residency.store.stats)

@@ -9,26 +9,17 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import before_allocation, set_block_hasher
+from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
-from vllm_promptcache.core.step import StepBuilder, StepMetadata, WorkerReport
+from vllm_promptcache.core.step import StepBuilder, StepMetadata
+from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.store import (
-    PIN_OWNER,
-    DiskTier,
-    Eviction,
-    GreedyDual,
-    HostModule,
-    HostTier,
-    ModuleStore,
-    Pins,
-    StoredModule,
-)
+from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
 # More would let waiting requests hold the pool; fewer would encode one module at a time.
@@ -48,9 +39,7 @@ class ModuleResidency:
     Attributes:
         store: The module store.
         pins: Modules that stay resident.
-        host: Modules in host memory.
-        disk: Modules that are read from disk.
-        eviction: Decides which modules leave the KV cache.
+        tiers: Where modules go when they leave the KV cache, and come back from.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
@@ -70,11 +59,14 @@ class ModuleResidency:
         self.store = ModuleStore(block_pool)
         num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
         self.pins = Pins(self.store, int(max_pinned_share * num_usable))
-        self.host = HostTier(num_host_blocks)
-        self.disk = DiskTier(has_disk)
-        ranking = GreedyDual() if evicts_by_value else None
-        self.eviction = Eviction(self.store, ranking, self._keep_in_host)
-        before_allocation(block_pool, self.eviction.make_room)
+        self._step = StepBuilder(verify=verify)
+        self.tiers = ModuleTiers(
+            self.store,
+            self._step,
+            evicts_by_value=evicts_by_value,
+            num_host_blocks=num_host_blocks,
+            has_disk=has_disk,
+        )
         self.encodes = Encodes(block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
@@ -88,7 +80,6 @@ class ModuleResidency:
         # Waiting requests whose modules are all pinned: nothing can change for them.
         self._held: set[str] = set()
         self._admitted: list[ModularRequest] = []
-        self._step = StepBuilder(verify=verify)
 
     @property
     def requests(self) -> Mapping[str, ModularRequest]:
@@ -168,9 +159,7 @@ class ModuleResidency:
         # Blocks that changed since the last chunk was scheduled hold something else.
         if blocks and [block.block_id for block in blocks] == encode.written_blocks:
             self.store.commit(encode.key, blocks, encode.spec.num_kept_tokens)
-            self.store.histories.used(encode.key).num_encodes += 1
-            self.disk.written(encode.key)
-            self.eviction.use(encode.key)
+            self.tiers.encoded(encode.key)
             self.pins.fulfil(encode.key)
             self.metrics.encoded(encode)
 
@@ -198,7 +187,7 @@ class ModuleResidency:
         self._blocked, self._is_behind_blocked = None, False
         self.pins.expire()
         if not self._waiting:
-            self._step.drop(self.disk.take_all())
+            self.tiers.drop_unclaimed()
             if not self.pins:
                 return []
         near = self._requests_near_admission(waiting, num_running)
@@ -276,73 +265,25 @@ class ModuleResidency:
                 num_pinned += 1
                 continue
             modular.has_waited = True
-            if key in self.host or self.disk.staged(key):
-                num_pinned += self._restore(key, modular.request_id)
-                continue
-            if self.disk.may_have(key):
-                if self.disk.ask(key):
-                    self._step.fetch(key)
-                continue
-            if not self.encodes.join(key, modular.request_id):
+            if self.tiers.may_have(key):
+                num_pinned += self._bring_back(modular.request_id, key)
+            elif not self.encodes.join(key, modular.request_id):
                 new += self._start_encode(modular, span.key)
         if num_pinned == len(modular.sequence.spans):
             self._held.add(modular.request_id)
         return new
 
-    def _restore(self, key: bytes, holder: str) -> bool:
-        """Brings a module back from host memory and pins it, if there is room.
-
-        The workers fill its blocks before anything reads them in the step being scheduled.
-        """
-        kept = self.host.get(key) or self.disk.staged(key)
-        if kept is None or kept.num_blocks > self._pool.get_num_free_blocks():
+    def _bring_back(self, holder: str, key: bytes) -> bool:
+        """Brings a module back from where it may be, and pins it; returns whether it is here."""
+        module = self.tiers.bring_back(key)
+        if module is None:
             return False
-        with self.host.keeping(key):
-            blocks = self._pool.get_new_blocks(kept.num_blocks)
-        self.store.commit(key, blocks, kept.num_tokens)
         self.store.pin(holder, key)
-        self.eviction.use(key)
         self.pins.fulfil(key)
-        self._pool.free_blocks(reversed(blocks))
-        if (module := self.store.lookup(key)) is not None:
-            self._step.restore(module)
-            self.store.stats.num_restores += 1
-            self.store.histories.used(key).num_restores += 1
-            self.metrics.restored(module)
-        self._keep_after_restore(key, kept)
+        # The reference that it came with.
+        self._pool.free_blocks(reversed(module.blocks))
+        self.metrics.restored(module)
         return True
-
-    def _keep_after_restore(self, key: bytes, kept: HostModule) -> None:
-        """A module from host memory stays there; one from disk does if there is room."""
-        if key in self.host:
-            self.host.use(key)
-            return
-        self.disk.forget(key)
-        leaving = self.host.put(key, kept.num_tokens, kept.num_blocks)
-        self._step.drop([key] if leaving is None else leaving)
-
-    def fetched(self, report: WorkerReport) -> None:
-        """Takes note of the modules that a worker has read from disk."""
-        # It may have been encoded and evicted since it was asked for.
-        for key in [key for key, *_ in report.found if key in self.host]:
-            self.disk.forget(key)
-        found = [module for module in report.found if module[0] not in self.host]
-        self._step.drop(self.disk.answered(found, report.absent))
-        self.store.stats.num_fetches += len(found)
-
-    def _keep_in_host(self, module: StoredModule) -> None:
-        """Keeps a module that is leaving the KV cache, if host memory has room for it."""
-        leaving = self.host.put(module.key, module.num_tokens, len(module.blocks))
-        if leaving is not None:
-            self.disk.forget(module.key)
-            self._step.save(module, leaving)
-            self.store.stats.num_saves += 1
-
-    def forget_host(self) -> None:
-        """Forgets all modules in host memory: the model may have changed."""
-        self.host.clear()
-        self.disk.clear()
-        self._step.forget_host()
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
         waiter.num_encodes += 1
@@ -431,7 +372,7 @@ class ModuleResidency:
             uncount_encoded(modular)
             for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
                 self.store.histories.used(key).num_hits += 1
-                self.eviction.use(key)
+                self.tiers.used(key)
                 self.pins.fulfil(key)
             if not isinstance(modular, EncodeRequest):
                 self.metrics.admitted(modular)

@@ -120,7 +120,7 @@ class PromptModuleMixin(Scheduler):
     ) -> bool:
         """As vLLM; modules are forgotten with the rest, pinned ones until they are used again."""
         self.residency.release()
-        self.residency.forget_host()
+        self.residency.tiers.forget()
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def _enqueue_waiting_request(self, request: Request) -> None:

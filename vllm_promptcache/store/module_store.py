@@ -91,17 +91,18 @@ class ModuleStore:
         self._forget(module)
         return None
 
-    def commit(self, key: bytes, blocks: Sequence[KVCacheBlock], num_tokens: int) -> None:
-        """Publishes `blocks`, which an encode has just filled, as the module `key`.
+    def commit(self, key: bytes, blocks: Sequence[KVCacheBlock], num_tokens: int) -> StoredModule:
+        """Publishes `blocks`, which hold the module `key`; returns it.
 
         The caller still holds its reference on the blocks; they stay when it is dropped, as
-        eviction candidates.
+        eviction candidates. A module that is resident already stays where it is.
         """
-        if self.lookup(key) is not None:
-            return
+        if (known := self.lookup(key)) is not None:
+            return known
         hashes = tuple(publish_block(self.block_pool, b, key, i) for i, b in enumerate(blocks))
-        self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
+        module = self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
         self.stats.num_commits += 1
+        return module
 
     def evict(self, key: bytes) -> None:
         """Forgets a resident module; its blocks carry its hashes no more."""

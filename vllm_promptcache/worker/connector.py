@@ -102,7 +102,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         """Takes note of what the worker has read from disk."""
         if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
-            self._residency.fetched(report)
+            self._residency.tiers.fetched(report)
 
     def get_kv_connector_stats(self) -> ModuleStats | None:
         """Returns what modules did in the last step."""

@@ -1,0 +1,126 @@
+"""Where modules go when they leave the KV cache, and how they come back."""
+
+from __future__ import annotations
+
+from vllm_promptcache.compat import before_allocation
+from vllm_promptcache.core.step import StepBuilder, WorkerReport
+from vllm_promptcache.store import (
+    DiskTier,
+    Eviction,
+    GreedyDual,
+    HostModule,
+    HostTier,
+    ModuleStore,
+    StoredModule,
+)
+
+
+class ModuleTiers:
+    """Host memory and disk below the KV cache, as the scheduler sees them.
+
+    The workers hold the KV; they learn from `step` what to do with it, before anything of the step
+    is read or written. A module is in host memory for good, or staged there on its way from disk,
+    but not both.
+
+    Args:
+        store: The resident modules.
+        step: Collects the workers' part of a step.
+        evicts_by_value: Whether modules leave by what they are worth, else by their last use.
+        num_host_blocks: Blocks that host memory has room for.
+        has_disk: Whether the workers keep files.
+    """
+
+    def __init__(
+        self,
+        store: ModuleStore,
+        step: StepBuilder,
+        *,
+        evicts_by_value: bool,
+        num_host_blocks: int,
+        has_disk: bool,
+    ) -> None:
+        self.host = HostTier(num_host_blocks)
+        self._disk = DiskTier(has_disk)
+        self._store = store
+        self._step = step
+        ranking = GreedyDual() if evicts_by_value else None
+        self._eviction = Eviction(store, ranking, self._keep)
+        before_allocation(store.block_pool, self._eviction.make_room)
+
+    def used(self, key: bytes) -> None:
+        """Takes note that a request reads a resident module."""
+        self._eviction.use(key)
+
+    def encoded(self, key: bytes) -> None:
+        """Takes note that a module was encoded."""
+        self._store.histories.used(key).num_encodes += 1
+        self._disk.written(key)
+        self._eviction.use(key)
+
+    def may_have(self, key: bytes) -> bool:
+        """Whether a module that is not resident can come back, or it is not known yet."""
+        return key in self.host or self._disk.may_have(key)
+
+    def bring_back(self, key: bytes) -> StoredModule | None:
+        """Brings a module back if it is in host memory and there is room.
+
+        Returns:
+            The module; the caller gets a reference on its blocks. None if it has to wait: for room,
+            or for the workers to look on disk, which they are told to.
+        """
+        kept = self.host.get(key) or self._disk.staged(key)
+        if kept is not None:
+            return self._restore(key, kept)
+        if self._disk.ask(key):
+            self._step.fetch(key)
+        return None
+
+    def _restore(self, key: bytes, kept: HostModule) -> StoredModule | None:
+        pool = self._store.block_pool
+        if kept.num_blocks > pool.get_num_free_blocks():
+            return None
+        with self.host.keeping(key):
+            blocks = pool.get_new_blocks(kept.num_blocks)
+        module = self._store.commit(key, blocks, kept.num_tokens)
+        self._eviction.use(key)
+        self._step.restore(module)
+        self._store.stats.num_restores += 1
+        self._store.histories.used(key).num_restores += 1
+        self._keep_restored(key, kept)
+        return module
+
+    def _keep_restored(self, key: bytes, kept: HostModule) -> None:
+        """A module from host memory stays there; one from disk does if there is room."""
+        if key in self.host:
+            self.host.use(key)
+            return
+        self._disk.forget(key)
+        leaving = self.host.put(key, kept.num_tokens, kept.num_blocks)
+        self._step.drop([key] if leaving is None else leaving)
+
+    def _keep(self, module: StoredModule) -> None:
+        """Keeps a module that is leaving the KV cache, if host memory has room for it."""
+        leaving = self.host.put(module.key, module.num_tokens, len(module.blocks))
+        if leaving is not None:
+            self._disk.forget(module.key)
+            self._step.save(module, leaving)
+            self._store.stats.num_saves += 1
+
+    def fetched(self, report: WorkerReport) -> None:
+        """Takes note of the modules that a worker has read from disk."""
+        # They may have been encoded and evicted since they were asked for.
+        for key in [key for key, *_ in report.found if key in self.host]:
+            self._disk.forget(key)
+        found = [module for module in report.found if module[0] not in self.host]
+        self._step.drop(self._disk.answered(found, report.absent))
+        self._store.stats.num_fetches += len(found)
+
+    def drop_unclaimed(self) -> None:
+        """Drops what was read from disk for requests that have gone."""
+        self._step.drop(self._disk.take_all())
+
+    def forget(self) -> None:
+        """Forgets all modules in host memory: the model may have changed."""
+        self.host.clear()
+        self._disk.clear()
+        self._step.forget_host()
