@@ -5,8 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from vllm.entrypoints.serve.tokenize.protocol import TokenizeCompletionRequest
 
 from vllm_promptcache.entrypoints.chat import PMLChat
+from vllm_promptcache.entrypoints.renderer import plan_if_pml
 from vllm_promptcache.entrypoints.request_options import (
     PromptModules,
     RequestOptions,
@@ -144,12 +146,36 @@ def test_a_prompt_without_markup() -> None:
         ({"schema": "s", "imports": ["a b"]}, "prompt_modules.imports.0: String should match"),
         ({"schema": 's"', "imports": []}, "prompt_modules.schema: String should match"),
         ({"schema": "s", "arguments": {"a": {"x y": "1"}}}, "prompt_modules.arguments.a"),
+        ({"schema": "s", "imports": ["a/" * 64 + "a"]}, "prompt_modules.imports.0: String should"),
+        ({"imports": ["a"]}, "prompt_modules: Value error, imports, arguments and text need a"),
     ],
 )
 def test_malformed_forms_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError) as error:
         form(**fields)
     assert error.value.message.startswith(message)
+
+
+@pytest.mark.parametrize("field", [0, "", [], False, "x"])
+def test_a_form_that_is_no_object_is_refused(field: object) -> None:
+    with pytest.raises(PlanError, match="prompt_modules: Input should be"):
+        RequestOptions.of(SimpleNamespace(model_extra={"prompt_modules": field}))
+
+
+def test_deep_imports_cost_little() -> None:
+    deep = "/".join(["a"] * 63)
+    modules = PromptModules(
+        schema="s",
+        imports=[f"b{i}/{deep}" for i in range(4096)],
+        arguments={f"b{i}": {"x": "1"} for i in range(4096)},
+    )
+    assert modules.to_pml("").count("<b") == 4096
+
+
+def test_a_pml_prompt_is_not_tokenized() -> None:
+    request = TokenizeCompletionRequest(prompt=DOCUMENT)
+    with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="cannot be tokenized"):
+        plan_if_pml(SimpleNamespace(), DOCUMENT)  # type: ignore[arg-type]
 
 
 def test_arguments_of_modules_that_are_not_imported_are_refused() -> None:

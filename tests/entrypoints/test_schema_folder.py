@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_changes_nothing(
     service.add(schema("a", "x"))
 
     def full(*args: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(28, "No space left on device", "/secret/folder")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ServerError, match="No space left"):
@@ -109,3 +109,14 @@ def test_src_is_refused_over_http(tmp_path: Path) -> None:
     text = '<schema name="a"><module name="m" src="secret.txt"/></schema>'
     with pytest.raises(PMLError, match="src"):
         SchemaService(front_end(tmp_path)).add(text)
+
+
+def test_a_posted_schema_takes_nobody_elses_file(tmp_path: Path) -> None:
+    (tmp_path / "by-hand.pml").write_text(schema("written", "x"))
+    service = SchemaService(front_end(tmp_path))
+    for write in (service.add, lambda text: service.replace("by-hand", text)):
+        with pytest.raises(ConflictError, match="by-hand.pml. is there, and holds"):
+            write(schema("by-hand", "y"))
+    with pytest.raises(NotFoundError):
+        service.remove("by-hand")
+    assert (tmp_path / "by-hand.pml").read_text() == schema("written", "x")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.layout.templates import CHATML
+from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts, column
+from vllm_promptcache.errors import PMLError
 
 # Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
 SCHEMA = """r <module name="a">a a</module><module name="gap">g g g</module>
@@ -144,3 +147,17 @@ def test_all_texts_are_tokenised_in_one_call() -> None:
     prompts.words.calls.clear()
     prompts.plan("<m p='x y'/> one <user>two</user>")
     assert len(prompts.words.calls) == 1
+
+
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
+    words = WordTokenizer(CHATML)
+    words.max_chars_per_token = 10  # type: ignore[attr-defined]
+    prompts = Prompts('<module name="m">a <param name="p" len="2"/></module>', tokenizer=words)
+    num_calls = len(words.calls)
+    error = prompts.refused('<m p="1"/>' + "x" * 10_001)
+    assert "10001 characters of new text, more than the model's 1000 tokens" in error.message
+    error = prompts.refused(f'<m p="{"x" * 21}"/>')
+    assert "argument `p` has 21 characters, more than the 2 tokens" in error.message
+    assert len(words.calls) == num_calls
+    with pytest.raises(PMLError, match="a text of 10001 characters is too long"):
+        Prompts("y" * 10_001, tokenizer=words)

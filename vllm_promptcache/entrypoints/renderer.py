@@ -7,6 +7,7 @@ to where the scheduler finds it. Nothing else can: a client's own plan is droppe
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -34,6 +35,8 @@ class RequestRefused(PlanError, VLLMClientError):
     """A request whose parameters do not go with PML; vLLM's servers answer it with 400."""
 
 
+# Longer documents, in characters, are planned in a thread, so that other answers go on meanwhile.
+LONG_DOCUMENT = 50_000
 # Under this key a plan travels from the renderer to the input processor, in one process.
 PLAN_FIELD = "prompt_module_plan"
 
@@ -75,9 +78,22 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
         return prompt
     if "prompt_embeds" in fields or "multi_modal_data" in fields:
         raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
+    refuse_tokenizing()
     since_ns, salt = time.time_ns(), fields.get("cache_salt") or current_options().cache_salt
     plan = front_end.plan(text, reuse=reuse, salt=salt)
     return {**fields, **planned_prompt(text, plan, since_ns)}
+
+
+def refuse_tokenizing() -> None:
+    """Keeps a schema's text from whoever may not send prompts.
+
+    Raises:
+        PlanError: The request is one for the tokens of a PML prompt.
+    """
+    if current_options().is_tokenized:
+        raise PlanError(
+            "a PML prompt cannot be tokenized here", "use /v1/prompt_schemas/NAME/explain"
+        )
 
 
 def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | None:
@@ -110,9 +126,13 @@ class PromptModuleRenderer(BaseRenderer):
         chat = PMLChat.find(messages)
         if chat is None:
             return await super().render_messages_async(messages, params)
-        return self._plan_chat(chat, *await super().render_messages_async(chat.messages, params))
+        rendered = await super().render_messages_async(chat.messages, params)
+        if len(chat.document) < LONG_DOCUMENT:
+            return self._plan_chat(chat, *rendered)
+        return await asyncio.to_thread(self._plan_chat, chat, *rendered)
 
     def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
+        refuse_tokenizing()
         if "multi_modal_data" in prompt:
             raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
         planner, since_ns = self.front_end.planner, time.time_ns()
@@ -130,7 +150,12 @@ class PromptModuleRenderer(BaseRenderer):
         return super()._tokenize_singleton_prompt(prompt, params) if planned is None else planned
 
     async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
-        if (planned := self._plan(prompt, params)) is not None:
+        text = prompt.get("prompt")
+        if not isinstance(text, str) or len(text) < LONG_DOCUMENT:
+            planned = self._plan(prompt, params)
+        else:
+            planned = await asyncio.to_thread(self._plan, prompt, params)
+        if planned is not None:
             return planned
         return await super()._tokenize_singleton_prompt_async(prompt, params)
 

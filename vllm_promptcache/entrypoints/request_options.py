@@ -10,18 +10,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from xml.sax.saxutils import escape, quoteattr
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+from vllm.entrypoints.serve.tokenize.protocol import (
+    TokenizeChatRequest,
+    TokenizeCompletionRequest,
+)
 
 from vllm_promptcache.errors import PlanError
+from vllm_promptcache.pml import DEFAULT_LIMITS
 
 REQUEST_FIELD = "prompt_modules"
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_.\-]*"
 _Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$", max_length=256)]
-_Path = Annotated[str, StringConstraints(pattern=rf"^{_NAME}(/{_NAME})*$", max_length=4096)]
+# As deep as documents may nest.
+_MAX_DEPTH = DEFAULT_LIMITS.max_depth
+_PATTERN = rf"^{_NAME}(/{_NAME}){{0,{_MAX_DEPTH - 1}}}$"
+_Path = Annotated[str, StringConstraints(pattern=_PATTERN, max_length=4096)]
 
 
 class PromptModules(BaseModel):
@@ -43,6 +58,12 @@ class PromptModules(BaseModel):
     text: str = ""
     detail: bool = False
 
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if self.schema_name is None and (self.imports or self.arguments or self.text):
+            raise ValueError("imports, arguments and text need a schema")
+        return self
+
     @property
     def is_prompt(self) -> bool:
         """Whether it names a schema, and not just asks for details."""
@@ -58,14 +79,17 @@ class PromptModules(BaseModel):
         Raises:
             PlanError: An argument is for no import.
         """
-        unused = self.arguments.keys() - _with_ancestors(self.imports)
-        if unused:
-            raise PlanError(f"prompt_modules: arguments for {min(unused)!r}, which is not imported")
+        num_chars = len(self.text) + len(text)
+        if num_chars > DEFAULT_LIMITS.max_document_bytes:
+            raise PlanError(f"prompt_modules: {num_chars} characters of text are too many")
         tree: dict[str, Any] = {}
         for path in self.imports:
             node = tree
             for name in path.split("/"):
                 node = node.setdefault(name, {})
+        for path in self.arguments:
+            if not _holds(tree, path):
+                raise PlanError(f"prompt_modules: arguments for {path!r}, which is not imported")
         imports = "".join(self._element(name, (), children) for name, children in tree.items())
         new = escape(self.text + text)
         if as_user and new:
@@ -87,10 +111,12 @@ class RequestOptions:
     Attributes:
         cache_salt: The tenant's salt.
         prompt_modules: A prompt without markup.
+        is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
     """
 
     cache_salt: str | None = None
     prompt_modules: PromptModules | None = None
+    is_tokenized: bool = False
 
     @classmethod
     def of(cls, request: Any) -> RequestOptions:
@@ -100,7 +126,11 @@ class RequestOptions:
             PlanError: The field `prompt_modules` is malformed.
         """
         field = (getattr(request, "model_extra", None) or {}).get(REQUEST_FIELD)
-        return cls(getattr(request, "cache_salt", None), field and _parse(field))
+        return cls(
+            getattr(request, "cache_salt", None),
+            None if field is None else _parse(field),
+            is_tokenized=isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest),
+        )
 
 
 _current: ContextVar[RequestOptions] = ContextVar("prompt_module_options")
@@ -138,6 +168,8 @@ def _parse(field: Any) -> PromptModules:
         raise PlanError(f"{place}: {problem['msg']}") from None
 
 
-def _with_ancestors(paths: list[str]) -> set[str]:
-    parts = (path.split("/") for path in paths)
-    return {"/".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
+def _holds(tree: dict[str, Any], path: str) -> bool:
+    node: dict[str, Any] | None = tree
+    for name in path.split("/"):
+        node = None if node is None else node.get(name)
+    return node is not None

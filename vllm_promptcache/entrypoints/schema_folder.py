@@ -99,7 +99,8 @@ class SchemaFolder:
             try:
                 _write(path, text)
             except (OSError, UnicodeError) as error:
-                raise ServerError(f"schema {quote(name)} could not be kept: {error}") from None
+                reason = getattr(error, "strerror", None) or type(error).__name__
+                raise ServerError(f"schema {quote(name)} could not be kept: {reason}") from None
             self._files[path], self._names[path] = _stamp(os.stat(path)), name
 
     def remove(self, name: str) -> None:
@@ -122,6 +123,11 @@ class SchemaFolder:
         path = self.path / f"{name}.pml"
         if path.parent != self.path:
             raise ClientError(f"{quote(name)} is no name of a schema")
+        if path.exists() and self._names.get(path) != name:
+            raise ConflictError(
+                f"the file {quote(path.name)} is there, and holds something else",
+                "change that file, or choose another name",
+            )
         others = [file for file, known in self._names.items() if known == name and file != path]
         if others:
             raise ConflictError(

@@ -114,21 +114,21 @@ class SchemaRoutes:
         return await self._written(change, body, pin)
 
     async def _written(self, change: Change, body: SchemaBody, pin: Pin | None) -> Response:
-        is_pinned = await self._pin(change.name, pin)
-        if body.warm or is_pinned:
-            await self.modules.warm(change.name, body.cache_salt)
+        await self._prepare(change.name, body, pin)
         described = self.service.describe(change.name) | {
             "num_changed_tokens": change.num_changed_tokens,
             "num_kept_tokens": change.num_kept_tokens,
         }
         return JSONResponse(described, 201 if change.is_new else 200)
 
-    async def _pin(self, name: str, pin: Pin | None) -> bool:
+    async def _prepare(self, name: str, body: SchemaBody, pin: Pin | None) -> None:
         try:
-            return await self.modules.pin(name, pin)
+            is_pinned = await self.modules.pin(name, pin)
+            if body.warm or is_pinned:
+                await self.modules.warm(name, body.cache_salt)
         except ClientError as error:
             await self.modules.unpin(name)
-            message = f"schema {quote(name)} is written, but not pinned: {error.message}"
+            message = f"schema {quote(name)} is written, but not pinned or warm: {error.message}"
             raise type(error)(message, error.hint) from None
 
     async def get(self, request: Request) -> Response:

@@ -50,7 +50,7 @@ def compile_schema(
     """
     _check_features(schema)
     has_roles = _check_roles(schema, tokenizer)
-    placement = _place(schema, tokenizer, schema.encode or default_encode)
+    placement = _place(schema, tokenizer, schema.encode or default_encode, max_model_len)
     _check_pins(schema, placement.modules)
     drafts = placement.modules
     _check_length(schema, drafts[0].end, max_model_len)
@@ -101,13 +101,19 @@ def _refuse(schema: Schema, location: Location, message: str, hint: str) -> None
     raise pml_error(schema.source, location, message, hint)
 
 
-def _place(schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy) -> Placement:
+def _place(
+    schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy, max_model_len: int | None
+) -> Placement:
     first_role = next(roles_in(schema.children), None)
     bos_id = tokenizer.bos_id if first_role is None else tokenizer.chat_bos_id
     needs_preamble = first_role is not None and first_role.role != "system"
     preamble = tokenizer.roles.preamble if needs_preamble else ""
     # Wrappers recur with every role; each text is tokenised once, all in one call.
     texts = list({preamble, *texts_in(schema.children, tokenizer)})
+    longest = max(map(len, texts))
+    if max_model_len is not None and not tokenizer.may_fit(longest, max_model_len):
+        message = f"a text of {longest} characters is too long for {max_model_len} tokens"
+        _refuse(schema, schema.location, message, "split it")
     token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
     placement = Placement(tokenizer, token_ids, encode, schema.pin or None)
     placement.place(schema.children, bos_id=bos_id, preamble=preamble)

@@ -56,6 +56,11 @@ class LayoutTokenizer:
         encoded: list[list[int]] = self._encode(texts, add_special_tokens=False)
         return encoded
 
+    def may_fit(self, num_chars: int, num_tokens: int) -> bool:
+        """Whether a text of that length may have so few tokens; counting them takes long."""
+        longest = getattr(self._tokenizer, "max_chars_per_token", None)
+        return longest is None or num_chars <= num_tokens * longest
+
     @cached_property
     def placeholder_id(self) -> int:
         """Token that stands in for an argument while its module is encoded (paper, section 3.3).

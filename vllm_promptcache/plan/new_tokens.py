@@ -33,6 +33,38 @@ class TextFrame:
     behind_user_only: bool = False
 
 
+def check_size(
+    prompt: Prompt,
+    resolved: ResolvedPrompt,
+    tokenizer: LayoutTokenizer,
+    frame: TextFrame,
+    max_model_len: int,
+) -> None:
+    """Refuses text that cannot fit before it is tokenised, which would take long.
+
+    Raises:
+        PMLError: An argument, or all new text, has too many characters.
+    """
+    for given in resolved.arguments:
+        num_chars, slot = len(given.argument.value), given.slot
+        if not tokenizer.may_fit(num_chars, slot.length):
+            message = (
+                f"the argument {quote(slot.name)} has {num_chars} characters, "
+                f"more than the {slot.length} tokens of its parameter hold"
+            )
+            location = given.argument.location
+            raise pml_error(prompt.source, location, message, "shorten it, or raise `len`")
+    num_chars = len(frame.before) + len(frame.behind)
+    for group in (*resolved.inner, *resolved.trailing):
+        num_chars += sum(len(piece.text) for piece in group.pieces)
+    if not tokenizer.may_fit(num_chars, max_model_len):
+        message = (
+            f"the prompt has {num_chars} characters of new text, "
+            f"more than the model's {max_model_len} tokens hold"
+        )
+        raise pml_error(prompt.source, prompt.location, message, "shorten it")
+
+
 def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, frame: TextFrame) -> TokenIds:
     """Tokenises all texts of a prompt in one call, which costs more than a short text's tokens."""
     texts = {given.argument.value for given in resolved.arguments}

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation, close_with_user
-from vllm_promptcache.plan.new_tokens import TextFrame, place_arguments, place_text, tokenize
+from vllm_promptcache.plan.new_tokens import (
+    TextFrame,
+    check_size,
+    place_arguments,
+    place_text,
+    tokenize,
+)
 from vllm_promptcache.plan.prompt_plan import (
     NewTokens,
     PlannedModule,
@@ -60,6 +66,7 @@ def plan_prompt(
         frame = TextFrame(behind=generation_prompt, behind_user_only=True)
     else:
         frame = TextFrame(before=conversation.tools, behind=conversation.turns)
+    check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
     new = [
         *place_arguments(prompt, resolved, token_ids),

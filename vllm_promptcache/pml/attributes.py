@@ -14,6 +14,9 @@ NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` 
 
 DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
 
+MAX_NAME_LEN = 200
+"""Characters of a name; a schema's is that of a file as well."""
+
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
@@ -76,6 +79,9 @@ class AttributeReader:
     def name(self, key: str) -> str:
         """A required name of PML."""
         attribute = self.require(key)
+        if len(attribute.value) > MAX_NAME_LEN:
+            message = f"`{key}` has more than {MAX_NAME_LEN} characters"
+            raise self.error(attribute, message, "choose a shorter name")
         if not is_name(attribute.value):
             raise self.error(attribute, f"{quote(attribute.value)} is not a name", NAME_HINT)
         return attribute.value
