@@ -43,7 +43,8 @@ class Watch:
         self.seconds = self.peak_mb = self.growth_mb = self.engine_growth_mb = 0.0
         self.stall_seconds = 0.0
         self._client = httpx.Client(base_url=url, timeout=300)
-        self._process = process
+        # Looked up once: a search through all processes would cost the server its cores.
+        self._process, self._below = process, process.children(recursive=True)
         self._done = Event()
         self._threads = [Thread(target=self._sample), Thread(target=self._ask)]
 
@@ -75,7 +76,7 @@ class Watch:
     def _memory(self) -> tuple[int, int]:
         """Bytes of the API server, and of the processes below it."""
         below = 0
-        for process in self._process.children(recursive=True):
+        for process in self._below:
             with suppress(psutil.NoSuchProcess):
                 below += process.memory_info().rss
         return self._process.memory_info().rss, below

@@ -115,7 +115,7 @@ def test_a_posted_schema_takes_nobody_elses_file(tmp_path: Path) -> None:
     (tmp_path / "by-hand.pml").write_text(schema("written", "x"))
     service = SchemaService(front_end(tmp_path))
     for write in (service.add, lambda text: service.replace("by-hand", text)):
-        with pytest.raises(ConflictError, match="by-hand.pml. is there, and holds"):
+        with pytest.raises(ConflictError, match=r"by-hand\.pml. is there, and holds"):
             write(schema("by-hand", "y"))
     with pytest.raises(NotFoundError):
         service.remove("by-hand")
