@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllm_promptcache.store import DiskTier
+from vllm_promptcache.store import DiskTier, disk_tier
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -39,6 +39,15 @@ def test_answers_from_before_a_reset_do_not_count(tier):
     assert tier.answered([(A, 40, 2)], [B]) == [A]
     assert tier.staged(A) is None
     assert tier.may_have(B)
+
+
+def test_what_nobody_claims_is_bounded(tier, monkeypatch):
+    monkeypatch.setattr(disk_tier, "MAX_NUM_STAGED", 1)
+    tier.ask(A)
+    tier.ask(B)
+    assert tier.answered([(A, 40, 2), (B, 40, 2)], []) == [A]
+    assert tier.staged(A) is None
+    assert tier.ask(A)
 
 
 def test_without_a_folder_nothing_is_asked_for():

@@ -13,6 +13,8 @@ from vllm_promptcache.store.host_tier import HostModule
 
 # Keys of models' own modules; behind it, a LoRA adapter's name, which says nothing of its weights.
 KEY_BYTES = 32
+MAX_NUM_STAGED = 256
+"""Modules that wait in host memory for those who asked for them, who may be gone by now."""
 
 
 @dataclass(slots=True)
@@ -64,18 +66,22 @@ class DiskTier:
             absent: Keys of modules that are not there, or not valid.
 
         Returns:
-            Keys of modules that were read although nobody asks for them any more.
+            Keys of modules to be dropped: nobody asks for them any more, or too many are staged.
         """
-        unasked = []
+        dropped = []
         for key, num_tokens, num_blocks in found:
             if key in self._asked:
                 self._staged[key] = HostModule(num_tokens, num_blocks)
             else:
-                unasked.append(key)
+                dropped.append(key)
             self._asked.discard(key)
         self._absent |= self._asked.intersection(absent)
         self._asked.difference_update(absent)
-        return unasked
+        # Whoever still needs one of the first asks again.
+        while len(self._staged) > MAX_NUM_STAGED:
+            dropped.append(key := next(iter(self._staged)))
+            del self._staged[key]
+        return dropped
 
     def written(self, key: bytes) -> None:
         """Takes note that a module was encoded, so that its file is being written."""

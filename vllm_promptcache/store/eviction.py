@@ -3,7 +3,8 @@
 vLLM hands out free blocks least recently used first, cached ones included. Before it does, the
 blocks it would take are looked at here. So plain blocks and modules compete by vLLM's own rule: it
 says when a module has to give way. Which one does is said by GreedyDual-Size-Frequency, or, with
-`lru`, by vLLM as well.
+`lru`, by vLLM as well. If it is another one than vLLM had come to, that one goes to the end of the
+list: each pass over the list takes at least half of the idle modules.
 """
 
 from __future__ import annotations
