@@ -67,6 +67,12 @@ def residency(client: httpx.Client, name: str) -> list[Any]:
     ]
 
 
+def test_the_log_says_what_is_on(client: httpx.Client, folder: Path) -> None:
+    assert client.get("/health").status_code == 200
+    log = (folder / "server.log").read_text()
+    assert "Prompt modules are on: 1 schemas with 2 modules, which take 1 KV cache blocks" in log
+
+
 def test_a_schema_is_posted_used_replaced_and_deleted(client: httpx.Client, folder: Path) -> None:
     first = schema("story", LONG, LONG[40:])
     created = client.post(ROUTE, json={"schema": first, "warm": True})

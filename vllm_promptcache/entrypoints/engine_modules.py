@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
 from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
@@ -17,10 +16,11 @@ from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
 from vllm_promptcache.errors import ConflictError, PromptCacheError
 from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.pml import Pin
 
-logger = init_logger(__name__)
+logger = module_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

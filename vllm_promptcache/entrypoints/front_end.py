@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.logger import init_logger
-
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.metrics import count_plan_error
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import PlanError, PromptCacheError
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.pml import parse_prompt, parse_schema
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-logger = init_logger(__name__)
+logger = module_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,13 @@ class FrontEnd:
         modules = [module for schema in self.schemas.values() for module in schema.modules]
         logger.info(
             "Prompt modules are on: %d schemas with %d modules, which take %d KV cache blocks of "
-            "%d tokens if all are resident. Prefix caching is on, the model runner is V1.",
+            "%d tokens if all are resident. What is evicted is %s. Prefix caching is on, the model "
+            "runner is V1.",
             len(self.schemas),
             len(modules),
             sum(module.num_blocks for module in modules),
             self.block_size,
+            _evicted(PromptModulesConfig.of(self.vllm_config)),
         )
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
@@ -157,3 +158,10 @@ class FrontEnd:
         """Tokens in a KV cache block."""
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size
+
+
+def _evicted(config: PromptModulesConfig) -> str:
+    """What becomes of evicted modules."""
+    places = [f"{config.host_memory:g} GiB of host memory"] if config.host_memory else []
+    places += [f"{config.dir} ({config.dir_size:g} GiB)"] if config.dir else []
+    return f"kept in {' and '.join(places)}" if places else "encoded again"

@@ -11,9 +11,8 @@ from pathlib import Path
 from threading import RLock
 from typing import TypeAlias
 
-from vllm.logger import init_logger
-
 from vllm_promptcache.errors import ClientError, ConflictError, PromptCacheError, ServerError
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Planner
 from vllm_promptcache.pml import parse_schema, quote
 
@@ -23,7 +22,7 @@ _SETTLED_NS = 100_000_000
 
 _Stamp: TypeAlias = tuple[int, int, int]
 
-logger = init_logger(__name__)
+logger = module_logger(__name__)
 
 
 def read_schema(path: Path) -> str:

@@ -10,8 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vllm.logger import init_logger
-
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.worker.module_file import (
     SUFFIX,
     TEMPORARY_SUFFIX,
@@ -28,7 +27,7 @@ _STALE_S = 3600
 # After a write, files are deleted until the folder is this much below its limit.
 _SPARE = 0.05
 
-logger = init_logger(__name__)
+logger = module_logger(__name__)
 
 
 @dataclass(slots=True)
