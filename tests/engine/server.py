@@ -25,8 +25,8 @@ MODEL_NAME = "smol"
 
 
 def environment() -> dict[str, str]:
-    """The environment of a command, with the engine in processes of its own."""
-    return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    """The environment of a command: the engine in processes of its own, a log to look into."""
+    return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 
 
 @contextmanager
