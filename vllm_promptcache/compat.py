@@ -101,6 +101,12 @@ PRIVATE_NAMES = {
         "Worker.update_weights",
         "Worker.finish_weight_update",
     ),
+    # Another connector beside ours: `worker/composed_connector.py`.
+    "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector": (
+        "MultiConnector._aggregate_request_finished",
+        "MultiConnector.sub_connectors",
+    ),
+    "vllm.distributed.kv_transfer.kv_connector.factory": ("KVConnectorFactory._registry",),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
         "KVConnectorBase_V1.get_num_new_matched_tokens",
         "KVConnectorBase_V1.handle_preemptions",

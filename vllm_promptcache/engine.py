@@ -29,23 +29,20 @@ def prepare_engine_args(args: EngineArgs) -> None:
         UnsupportedError: The user set an option that cannot be combined with prompt modules, or
             vLLM lacks a name that the hooks rely on.
     """
-    from vllm.config import KVTransferConfig
     from vllm.platforms import current_platform
+
+    from vllm_promptcache.worker.composed_connector import modules_alone
 
     check_private_names()
     _require(not os.environ.get("VLLM_USE_RUST_FRONTEND"), "the Rust front end")
-    _require(args.kv_transfer_config is None, "a KV connector of your own (--kv-transfer-config)")
     _require(args.enable_prefix_caching is not False, "--no-enable-prefix-caching")
     _require(args.speculative_config is None, "speculative decoding")
     if args.block_size is None and current_platform.is_cpu():
         args.block_size = CPU_BLOCK_SIZE
     args.enable_prefix_caching = True
     args.disable_hybrid_kv_cache_manager = True
-    args.kv_transfer_config = KVTransferConfig(
-        kv_connector="PromptModuleConnector",
-        kv_connector_module_path="vllm_promptcache.worker.connector",
-        kv_role="kv_both",
-    )
+    if args.kv_transfer_config is None and args.kv_offloading_size is None:
+        args.kv_transfer_config = modules_alone()
     # The V2 runner takes positions from elsewhere; the hook is for V1.
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
@@ -110,6 +107,17 @@ def select_scheduler(vllm_config: VllmConfig) -> None:
     """Sets the scheduler class that fits the engine's scheduling mode. Mutates `vllm_config`."""
     scheduler = vllm_config.scheduler_config
     scheduler.scheduler_cls = _ASYNC_SCHEDULER if scheduler.async_scheduling else _SCHEDULER
+
+
+def compose_connectors(vllm_config: VllmConfig) -> None:
+    """Puts our connector beside one that the user has chosen. Mutates `vllm_config`."""
+    from vllm_promptcache.worker.composed_connector import compose
+    from vllm_promptcache.worker.connector import PromptModuleConnector
+
+    chosen = vllm_config.kv_transfer_config
+    assert chosen is not None, "ours is the default"
+    if chosen.kv_connector != PromptModuleConnector.__name__:
+        vllm_config.kv_transfer_config = compose(chosen)
 
 
 def _require(condition: bool, what: str) -> None:

@@ -112,13 +112,19 @@ def _create_engine_config(
         return original(args, *rest, **kwargs)
     from vllm import plugins
 
-    from vllm_promptcache.engine import check_engine, prepare_engine_args, select_scheduler
+    from vllm_promptcache.engine import (
+        check_engine,
+        compose_connectors,
+        prepare_engine_args,
+        select_scheduler,
+    )
 
     PromptModulesConfig.parse(args.additional_config[CONFIG_KEY])
     prepare_engine_args(args)
     vllm_config = original(args, *rest, **kwargs)
     check_engine(vllm_config)
     select_scheduler(vllm_config)
+    compose_connectors(vllm_config)
     wrap(plugins, "load_endpoint_plugins", _load_endpoint_plugins)
     return vllm_config
 

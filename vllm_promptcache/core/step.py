@@ -10,6 +10,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorWorkerMetadata,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorMetadata
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
@@ -67,6 +68,23 @@ class StepMetadata(KVConnectorMetadata):
     stores: SlotCopy | None = None
     encoded: list[ModuleBlocks] = field(default_factory=list)
     is_verified: bool = False
+
+    @property
+    def restored_block_ids(self) -> list[int]:
+        """Blocks that are filled from host memory."""
+        return [
+            block_id
+            for move in self.moves
+            if move.action == "restore" and move.module is not None
+            for block_id in move.module.block_ids
+        ]
+
+
+def find_step(metadata: KVConnectorMetadata | None) -> StepMetadata | None:
+    """Our part of what connectors told the workers, None if there is none."""
+    if isinstance(metadata, MultiKVConnectorMetadata):
+        metadata = metadata.metadata[0]
+    return metadata if isinstance(metadata, StepMetadata) else None
 
 
 def module_blocks(module: StoredModule) -> ModuleBlocks:

@@ -16,6 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
 )
+from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -175,12 +176,17 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
 
 def _forget_model(worker: Any) -> None:
-    connector = get_kv_transfer_group()
-    if isinstance(connector, PromptModuleConnector):
+    if (connector := _connector()) is not None:
         connector.forget_model()
 
 
 def _bind_model(runner: Any) -> None:
-    connector = get_kv_transfer_group()
-    if isinstance(connector, PromptModuleConnector):
+    if (connector := _connector()) is not None:
         connector.bind_model(runner.get_model())
+
+
+def _connector() -> PromptModuleConnector | None:
+    """Ours in this worker, None if its engine has prompt modules off."""
+    group = get_kv_transfer_group()
+    connector = group.sub_connectors[0] if isinstance(group, MultiConnector) else group
+    return connector if isinstance(connector, PromptModuleConnector) else None

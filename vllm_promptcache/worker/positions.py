@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from vllm_promptcache.core.step import StepMetadata
+from vllm_promptcache.core.step import find_step
 
 
 def apply_position_offsets(runner: Any, scheduler_output: SchedulerOutput) -> None:
@@ -18,8 +18,8 @@ def apply_position_offsets(runner: Any, scheduler_output: SchedulerOutput) -> No
         runner: A V1 model runner whose inputs are prepared; its `positions` are mutated.
         scheduler_output: The step, with our connector's metadata.
     """
-    step = scheduler_output.kv_connector_metadata
-    if not isinstance(step, StepMetadata) or not step.position_offsets:
+    step = find_step(scheduler_output.kv_connector_metadata)
+    if step is None or not step.position_offsets:
         return
     num_tokens = scheduler_output.total_num_scheduled_tokens
     offsets = np.zeros(num_tokens, dtype=np.int64)
