@@ -241,6 +241,18 @@ def first_free_block(block_pool: BlockPool) -> KVCacheBlock | None:
     return block_pool.free_block_queue.fake_free_list_head.next_free_block
 
 
+def has_empty_blocks(block_pool: BlockPool, num_blocks: int) -> bool:
+    """Whether the pool would hand out so many blocks without forgetting what is in them."""
+    if num_blocks > block_pool.get_num_free_blocks():
+        return False
+    block = first_free_block(block_pool)
+    for _ in range(num_blocks):
+        if block is None or block.block_hash is not None:
+            return False
+        block = block.next_free_block
+    return True
+
+
 def move_in_free_list(
     block_pool: BlockPool, blocks: Sequence[KVCacheBlock], *, to_end: bool
 ) -> None:

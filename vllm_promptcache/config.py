@@ -57,6 +57,10 @@ class PromptModulesConfig:
     dir_size: float = Field(default=20, gt=0)
     """GiB that the files in this folder may take, about; those not used longest are deleted."""
 
+    prefetch: bool = False
+    """When a prompt imports a module, bring others of its schema back from host memory or disk too,
+    as far as there are blocks that hold nothing."""
+
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""

@@ -27,6 +27,7 @@ _OPTIONS = {
     "prompt_modules_host_memory": "host_memory",
     "prompt_modules_dir": "dir",
     "prompt_modules_dir_size": "dir_size",
+    "prompt_modules_prefetch": "prefetch",
     "prompt_modules_verify": "verify",
 }
 _METAVARS = {

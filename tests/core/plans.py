@@ -30,10 +30,20 @@ def span(spec: ModuleSpec, num_tokens: int | None = None) -> ModuleSpan:
     return ModuleSpan(spec.key, spec.num_kept_tokens if num_tokens is None else num_tokens)
 
 
-def request(request_id: str, spans: list[ModuleSpan], modules: list[ModuleSpec]) -> Request:
+def request(
+    request_id: str,
+    spans: list[ModuleSpan],
+    modules: list[ModuleSpec],
+    siblings: list[ModuleSpec] | None = None,
+) -> Request:
     """A request that reads `spans` and computes 3 tokens at position 1000."""
     sequence = SequencePlan(tuple(spans), (Run(1000, 3),))
-    packed = pack_plan("schema", sequence, [(spec.key, pack_module(spec)) for spec in modules])
+    packed = pack_plan(
+        "schema",
+        sequence,
+        [(spec.key, pack_module(spec)) for spec in modules],
+        b"".join(spec.key for spec in siblings or ()),
+    )
     return raw_request(request_id, sequence.num_cached_tokens + 3, packed)
 
 

@@ -35,7 +35,7 @@ ENGINE_ARGS = {
     # Few enough for an encode to take several steps.
     "max_num_batched_tokens": 24,
     # Host memory for about half as many blocks.
-    "prompt_modules": {"verify": True, "host_memory": HOST_BYTES / 2**30},
+    "prompt_modules": {"verify": True, "host_memory": HOST_BYTES / 2**30, "prefetch": True},
 }
 
 

@@ -144,3 +144,12 @@ def test_many_random_allocations_keep_the_books(cache):
         assert len(ids) == len(set(ids))
         queue = cache.pool.free_block_queue.get_all_free_blocks()
         assert sorted(block.block_id for block in queue) == list(range(1, NUM_BLOCKS + 1))
+
+
+def test_a_postponed_module_leaves_in_order_where_all_blocks_are_taken(cache):
+    """The list is gone through to its end, where those are that were moved there on the way."""
+    cache.encode(0)
+    cache.use(0, times=3)
+    cache.encode(1)
+    cache.plain(NUM_BLOCKS)
+    assert cache.left == [1, 0]

@@ -12,6 +12,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
+from vllm_promptcache.core.prefetch import Prefetch
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
@@ -40,6 +41,7 @@ class ModuleResidency:
         store: The module store.
         pins: Modules that stay resident.
         tiers: Where modules go when they leave the KV cache, and come back from.
+        prefetch: Brings modules back before they are asked for.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
@@ -54,6 +56,7 @@ class ModuleResidency:
         evicts_by_value: bool = True,
         num_host_blocks: int = 0,
         has_disk: bool = False,
+        prefetches: bool = False,
         verify: bool = False,
     ) -> None:
         self.store = ModuleStore(block_pool)
@@ -67,6 +70,8 @@ class ModuleResidency:
             num_host_blocks=num_host_blocks,
             has_disk=has_disk,
         )
+        self.prefetch = Prefetch(self.store, self.tiers)
+        self._prefetches = prefetches
         self.encodes = Encodes(block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
@@ -110,6 +115,8 @@ class ModuleResidency:
         set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
+        if self._prefetches:
+            self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
         self._enter(modular)
 
     def _enter(self, modular: ModularRequest) -> None:
@@ -187,7 +194,7 @@ class ModuleResidency:
         self._blocked, self._is_behind_blocked = None, False
         self.pins.expire()
         if not self._waiting:
-            self.tiers.drop_unclaimed()
+            self.prefetch.advance()
             if not self.pins:
                 return []
         near = self._requests_near_admission(waiting, num_running)

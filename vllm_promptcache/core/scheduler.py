@@ -47,6 +47,7 @@ class PromptModuleMixin(Scheduler):
             evicts_by_value=config.eviction == "value",
             num_host_blocks=int(config.host_memory * 2**30 / self.block_bytes),
             has_disk=config.dir is not None,
+            prefetches=config.prefetch,
             verify=config.verify,
         )
         # Blocks of an encode become the module's, and hold padding until then.

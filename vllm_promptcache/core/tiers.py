@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vllm_promptcache.compat import before_allocation
+from collections.abc import Collection
+
+from vllm_promptcache.compat import before_allocation, has_empty_blocks
 from vllm_promptcache.core.step import StepBuilder, WorkerReport
 from vllm_promptcache.store import (
     DiskTier,
@@ -61,8 +63,12 @@ class ModuleTiers:
         """Whether a module that is not resident can come back, or it is not known yet."""
         return key in self.host or self._disk.may_have(key)
 
-    def bring_back(self, key: bytes) -> StoredModule | None:
+    def bring_back(self, key: bytes, *, evicting: bool = True) -> StoredModule | None:
         """Brings a module back if it is in host memory and there is room.
+
+        Args:
+            key: A module that is not resident.
+            evicting: Whether others may leave for it.
 
         Returns:
             The module; the caller gets a reference on its blocks. None if it has to wait: for room,
@@ -70,10 +76,13 @@ class ModuleTiers:
         """
         kept = self.host.get(key) or self._disk.staged(key)
         if kept is not None:
-            return self._restore(key, kept)
+            return self._restore(key, kept) if evicting or self._fits(kept) else None
         if self._disk.ask(key):
             self._step.fetch(key)
         return None
+
+    def _fits(self, kept: HostModule) -> bool:
+        return has_empty_blocks(self._store.block_pool, kept.num_blocks)
 
     def _restore(self, key: bytes, kept: HostModule) -> StoredModule | None:
         pool = self._store.block_pool
@@ -115,9 +124,9 @@ class ModuleTiers:
         self._step.drop(self._disk.answered(found, report.absent))
         self._store.stats.num_fetches += len(found)
 
-    def drop_unclaimed(self) -> None:
-        """Drops what was read from disk for requests that have gone."""
-        self._step.drop(self._disk.take_all())
+    def drop_unclaimed(self, keep: Collection[bytes] = ()) -> None:
+        """Drops what was read from disk for requests that have gone, but for `keep`."""
+        self._step.drop(self._disk.take_staged(keep))
 
     def forget(self) -> None:
         """Forgets all modules in host memory: the model may have changed."""

@@ -9,6 +9,7 @@ from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, RoleName
 
 ROOT = 0
+MAX_NUM_SIBLINGS = 64
 """Index of the module that holds a schema's anonymous text; every prompt imports it."""
 
 
@@ -149,6 +150,8 @@ class SchemaLayout:
         by_name: Indexes of all modules of a name, in document order.
         has_roles: Whether the schema uses chat roles.
         private: Whether its modules are shared with nobody who has another salt.
+        siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
+            with each request, for the engine to know what else may be asked for.
     """
 
     name: str
@@ -158,6 +161,11 @@ class SchemaLayout:
     by_name: Mapping[str, Sequence[int]]
     has_roles: bool
     private: bool
+    siblings: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        keys = [module.key for module in self.modules if module.is_reusable]
+        object.__setattr__(self, "siblings", b"".join(keys[:MAX_NUM_SIBLINGS]))
 
     @property
     def root(self) -> ModuleLayout:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -31,12 +31,20 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
         sequence: What the request reads and where its new tokens lie.
         modules: `(key, packed module)` of every module that `sequence` reads, and of their
             contexts.
+        siblings: Keys of modules that other prompts of the schema read, one behind the other.
     """
 
     version: int
     schema: str
     sequence: SequencePlan
     modules: tuple[tuple[bytes, bytes], ...]
+    siblings: bytes
+
+    @property
+    def sibling_keys(self) -> list[bytes]:
+        """The keys in `siblings`."""
+        starts = range(0, len(self.siblings), KEY_BYTES)
+        return [self.siblings[start : start + KEY_BYTES] for start in starts]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -49,9 +57,14 @@ def pack_module(spec: ModuleSpec) -> bytes:
     return _encoder.encode(spec)
 
 
-def pack_plan(schema: str, sequence: SequencePlan, modules: Sequence[tuple[bytes, bytes]]) -> bytes:
+def pack_plan(
+    schema: str,
+    sequence: SequencePlan,
+    modules: Sequence[tuple[bytes, bytes]],
+    siblings: bytes = b"",
+) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    return _encoder.encode(PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules)))
+    return _encoder.encode(PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), siblings))
 
 
 def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
@@ -72,6 +85,7 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
         num_tokens == num_prompt_tokens,
         f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
     )
+    _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
     packed = {key for key, _ in plan.modules}
     _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
     return plan

@@ -132,7 +132,7 @@ def make_plan(
         block_size=block_size,
         sequence=sequence,
         prompt_token_ids=_engine_order(reused, ordered, block_size),
-        packed=pack_plan(layout.name, sequence, _packed(layout, reused)),
+        packed=pack_plan(layout.name, sequence, _packed(layout, reused), layout.siblings),
     )
 
 

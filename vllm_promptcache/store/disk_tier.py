@@ -6,7 +6,7 @@ there and valid, so the scheduler asks, and lets who needs the module wait for t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from vllm_promptcache.store.host_tier import HostModule
@@ -50,10 +50,11 @@ class DiskTier:
         self._asked.discard(key)
         self._staged.pop(key, None)
 
-    def take_all(self) -> list[bytes]:
-        """Forgets all staged modules, which nobody waits for any more; returns their keys."""
-        keys = list(self._staged)
-        self._staged.clear()
+    def take_staged(self, keep: Collection[bytes]) -> list[bytes]:
+        """Forgets the staged modules that are not in `keep`; returns their keys."""
+        keys = [key for key in self._staged if key not in keep]
+        for key in keys:
+            del self._staged[key]
         return keys
 
     def answered(

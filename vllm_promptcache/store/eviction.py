@@ -64,7 +64,8 @@ class Eviction:
             moved = () if victim is None else victim.blocks
             block = _following(block, (*module.blocks, *moved))
             if victim is not module:
-                self._move(module, to_end=True)
+                postponed = self._move(module, to_end=True)
+                block = block or postponed[0]
             if victim is not None:
                 num_ready += self._evict(victim)
 
@@ -96,12 +97,12 @@ class Eviction:
         if self._ranking is not None:
             self._ranking.forget(module.key)
         self._store.evict(module.key)
-        return self._move(module, to_end=False)
+        return len(self._move(module, to_end=False))
 
-    def _move(self, module: StoredModule, *, to_end: bool) -> int:
+    def _move(self, module: StoredModule, *, to_end: bool) -> list[KVCacheBlock]:
         free = [block for block in reversed(module.blocks) if block.ref_cnt == 0]
         move_in_free_list(self._store.block_pool, free, to_end=to_end)
-        return len(free)
+        return free
 
 
 def _following(block: KVCacheBlock, moving: tuple[KVCacheBlock, ...]) -> KVCacheBlock | None:

@@ -58,6 +58,7 @@ class StoreStats:
         num_saves: Of these, modules that went to host memory.
         num_restores: Modules that came back from there.
         num_fetches: Modules that were read from disk into host memory.
+        num_prefetches: Modules that came back before a request asked for them.
     """
 
     num_commits: int = 0
@@ -65,6 +66,7 @@ class StoreStats:
     num_saves: int = 0
     num_restores: int = 0
     num_fetches: int = 0
+    num_prefetches: int = 0
 
 
 @dataclass(slots=True)
