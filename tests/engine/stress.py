@@ -37,6 +37,7 @@ OPERATIONS = {
     "pin": 3,
     "reset": 2,
     "reset_running": 1,
+    "calm": 1,
 }
 STATES = ("waiting", "encoding", "running")
 KINDS = {"modular": 8, "again": 8, "plain": 4, "twin": 2, "no_reuse": 2}
@@ -123,6 +124,7 @@ class Stress:
             "saves": stats.num_saves,
             "restores": stats.num_restores,
             "read from disk": stats.num_fetches,
+            "prefetched": stats.num_prefetches,
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
             "pins": self.counts["pinned"],
@@ -240,6 +242,14 @@ class Stress:
     def _reset_running(self) -> None:
         self._reset(running=True)
 
+    def _calm(self) -> None:
+        """Requests come one at a time: siblings of their modules may come back ahead."""
+        self._finish_all()
+        self._reset()
+        for _ in range(3):
+            self._add()
+            self._finish_all()
+
     def _finished(self, output: RequestOutput) -> None:
         live = self._live.pop(output.request_id)
         self.log.append(f"finished {live.kind} {output.request_id}")
@@ -280,14 +290,17 @@ class Stress:
         metrics = self.llm.get_metrics()
         return sum(m.value for m in metrics if m.name == "vllm:num_preemptions")
 
-    def _drain(self) -> None:
+    def _finish_all(self) -> None:
         for _ in range(MAX_STEPS_TO_DRAIN):
             if not self._live:
-                break
+                return
             self._step()
             self._check()
+        raise AssertionError(f"stuck: {list(self._live.values())}")
+
+    def _drain(self) -> None:
+        self._finish_all()
         scheduler = scheduler_of(self.llm)
-        assert not self._live, f"stuck: {list(self._live.values())}"
         # One more step lets encodes go that nobody waits for any more.
         self._step()
         self._check()
