@@ -14,9 +14,15 @@ def make_slot_copier(kv_caches: list[torch.Tensor], slot_elements: torch.Tensor)
         kv_caches: KV cache of each layer, `[num_blocks, ...]`, contiguous, all alike.
         slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
     """
-    if kv_caches[0].device.type != "cpu":
-        return SlotCopier(kv_caches, slot_elements)
-    # Imports numba, which other devices do not need.
-    from vllm_promptcache.kernels.cpu import CPUSlotCopier
+    # Imported where needed: numba and Triton each serve one kind of device.
+    match kv_caches[0].device.type:
+        case "cpu":
+            from vllm_promptcache.kernels.cpu import CPUSlotCopier
 
-    return CPUSlotCopier(kv_caches, slot_elements)
+            return CPUSlotCopier(kv_caches, slot_elements)
+        case "cuda":
+            from vllm_promptcache.kernels.gpu import TritonSlotCopier
+
+            return TritonSlotCopier(kv_caches, slot_elements)
+        case _:
+            return SlotCopier(kv_caches, slot_elements)

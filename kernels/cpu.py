@@ -7,22 +7,30 @@ K, and the elements of a head for each slot of V.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numba
 import numpy as np
 import torch
 
+from vllm_promptcache.kernels.cpu_rotation import BlockRotator, can_rotate
 from vllm_promptcache.kernels.reference import SlotCopier, Slots
+from vllm_promptcache.kernels.rotation import Rotation
 
 
 class CPUSlotCopier(SlotCopier):
-    """Copies the KV of slots in all layers; same results as `SlotCopier`."""
+    """Copies the KV of slots and blocks in all layers; same results as `SlotCopier`."""
 
     def __init__(self, kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> None:
         super().__init__(kv_caches, slot_elements)
         self._blocks = tuple(layer.numpy() for layer in self._layers)
         self._rows, self._runs = _slot_rows(slot_elements), _element_runs(slot_elements)
+        self._rotator = _block_rotator(slot_elements, self._dtype)
         # Compiled here, not by the first request that needs a copy. Slot 0 is vLLM's null block.
         self.copy(np.zeros(1, np.int64), np.zeros(1, np.int64))
+        if self._rotator is not None:
+            nothing = torch.zeros(0, 1)
+            self.rotate_blocks([], [], Rotation(nothing, nothing, is_neox=True), head_size=2)
 
     def copy(self, source: Slots, target: Slots) -> None:
         """See `SlotCopier.copy`."""
@@ -34,6 +42,23 @@ class CPUSlotCopier(SlotCopier):
             source = places * block_size + source % block_size
         segments = _segments(source, target, block_size)
         _copy_segments(reads, self._blocks, segments, block_size, self._rows, *self._runs)
+
+    def rotate_blocks(
+        self, source: Sequence[int], target: Sequence[int], rotation: Rotation, *, head_size: int
+    ) -> None:
+        """See `SlotCopier.rotate_blocks`."""
+        if self._rotator is None:
+            super().rotate_blocks(source, target, rotation, head_size=head_size)
+        else:
+            self._rotator.rotate(self._blocks, source, target, rotation, head_size)
+
+
+def _block_rotator(slot_elements: torch.Tensor, dtype: torch.dtype) -> BlockRotator | None:
+    """The fast way to relocate blocks, None where the layout or the type allow none."""
+    keys = slot_elements[: len(slot_elements) // 2]
+    if not (can_rotate(dtype) and _is_slot_row(keys).all()):
+        return None
+    return BlockRotator(keys[:, 0].numpy(), keys.shape[1], dtype)
 
 
 def _slot_rows(slot_elements: torch.Tensor) -> Slots:

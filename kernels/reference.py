@@ -8,23 +8,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vllm_promptcache.kernels.rotation import Rotation, rotate_keys
+
 Slots = npt.NDArray[np.int64]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
 class SlotCopier:
-    """Copies the KV of slots in all layers.
+    """Copies the KV of slots and blocks in all layers.
 
     Args:
         kv_caches: KV cache of each layer, `[num_blocks, ...]`, contiguous, all alike.
         slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
     """
 
+    _rotate_keys = staticmethod(rotate_keys)
+
     def __init__(self, kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> None:
         # As integers: a copy must not care whether some bits are a NaN.
         bits = _BITS[kv_caches[0].element_size()]
         self._layers = [cache.view(bits).view(len(cache), -1) for cache in kv_caches]
+        self._dtype = kv_caches[0].dtype
         self._elements = slot_elements.to(kv_caches[0].device)
 
     def copy(self, source: Slots, target: Slots) -> None:
@@ -35,6 +40,34 @@ class SlotCopier:
         read, write = self._index(source), self._index(target)
         for layer in self._layers:
             layer[write] = layer[read]
+
+    def rotate_blocks(
+        self, source: Sequence[int], target: Sequence[int], rotation: Rotation, *, head_size: int
+    ) -> None:
+        """Copies a module to other blocks and rotates the keys there; mutates the caches.
+
+        Token i of the module is in slot i of its blocks, one block after the other. The last block
+        may be partly used: what its other slots hold afterwards is undefined.
+
+        Args:
+            source: Block ids.
+            target: As many others, none of which is in `source`.
+            rotation: Of the module's tokens, on the device of the caches.
+            head_size: Elements of one head of K.
+
+        Raises:
+            ValueError: The caches do not hold floats, but for example quantized keys.
+        """
+        if not self._dtype.is_floating_point:
+            raise ValueError(f"keys of type {self._dtype} cannot be rotated")
+        num_tokens = len(rotation.cos)
+        read, write = (self._slots_of(block_ids, num_tokens) for block_ids in (source, target))
+        self.copy(read, write)
+        blocks, elements = self._index(write)
+        index = blocks, elements[:, : elements.shape[1] // 2]
+        for layer in self._layers:
+            keys = layer[index].view(self._dtype).view(num_tokens, -1, head_size)
+            layer[index] = self._rotate_keys(keys, rotation).view(layer.dtype).flatten(1)
 
     def read_blocks(self, block_ids: Sequence[int]) -> torch.Tensor:
         """Returns whole blocks of all layers in host memory, `[num_layers, num_blocks, ...]`."""
@@ -61,3 +94,9 @@ class SlotCopier:
         block_size = self._elements.shape[1]
         slot = torch.from_numpy(slots).to(self._elements.device)
         return (slot // block_size)[:, None], self._elements.T[slot % block_size]
+
+    def _slots_of(self, block_ids: Sequence[int], num_tokens: int) -> Slots:
+        """The first slots of some blocks, `[num_tokens]`."""
+        block_size = self._elements.shape[1]
+        slots = np.array(block_ids, np.int64)[:, None] * block_size + np.arange(block_size)
+        return slots.flatten()[:num_tokens]

@@ -42,7 +42,7 @@ def request(
         "schema",
         sequence,
         [(spec.key, pack_module(spec)) for spec in modules],
-        b"".join(spec.key for spec in siblings or ()),
+        siblings=b"".join(spec.key for spec in siblings or ()),
     )
     return raw_request(request_id, sequence.num_cached_tokens + 3, packed)
 

@@ -10,7 +10,6 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
-from vllm_promptcache.plan.codec import unpack_module
 from vllm_promptcache.plan.sequence import ModuleSpec
 
 
@@ -41,7 +40,7 @@ class Encodes:
         Raises:
             PlanError: The plan's packed module is malformed.
         """
-        spec = unpack_module(waiter.modules.get(key), key=key)
+        spec = waiter.spec_of(key)
         encode = EncodeRequest(
             self._make_request(waiter.request, spec),
             spec.sequence,
@@ -57,7 +56,7 @@ class Encodes:
 
     def leave(self, waiter: ModularRequest) -> None:
         """The waiter needs its modules no more (it was admitted or has ended)."""
-        for _, key in waiter.span_keys():
+        for key in waiter.store_keys():
             if (encode := self._by_key.get(key)) is not None:
                 encode.waiters.discard(waiter.request_id)
                 if not encode.waiters:

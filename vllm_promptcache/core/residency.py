@@ -20,6 +20,7 @@ from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
+from vllm_promptcache.plan.sequence import ModuleMove, ModuleSpan
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
@@ -110,6 +111,7 @@ class ModuleResidency:
             self.rejected[request.request_id] = str(error)
             return
         modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
+        modular.moves = {move.key: move for move in plan.moves}
         modular.schema = plan.schema
         modular.reads_private_blocks = not request.skip_reading_prefix_cache
         set_block_hasher(request, PrivateBlockHasher(modular))
@@ -251,8 +253,16 @@ class ModuleResidency:
         if modular.request_id in self._held:
             return modular.num_own_blocks
         return modular.num_own_blocks + sum(
-            self._num_blocks_to_bring(key, span.num_tokens) for span, key in modular.span_keys()
+            self._num_blocks_to_provide(modular, span) for span in modular.sequence.spans
         )
+
+    def _num_blocks_to_provide(self, modular: ModularRequest, span: ModuleSpan) -> int:
+        key = modular.store_key(span.key)
+        num_blocks = self._num_blocks_to_bring(key, span.num_tokens)
+        if (move := self._move_of(modular, span.key)) is None or self.store.lookup(key) is not None:
+            return num_blocks
+        origin = modular.store_key(move.origin)
+        return num_blocks + self._num_blocks_to_bring(origin, span.num_tokens)
 
     def _num_blocks_to_bring(self, key: bytes, num_tokens: int) -> int:
         if (module := self.store.lookup(key)) is not None:
@@ -268,40 +278,66 @@ class ModuleResidency:
         new: list[Request] = []
         num_pinned = 0
         for span, key in modular.span_keys():
-            if self.store.pin(modular.request_id, key):
-                num_pinned += 1
-                continue
-            modular.has_waited = True
-            if self.tiers.may_have(key):
-                num_pinned += self._bring_back(modular.request_id, key)
-            elif not self.encodes.join(key, modular.request_id):
-                new += self._start_encode(modular, span.key)
+            if not self.store.pin(modular.request_id, key):
+                modular.has_waited = True
+                new += self._provide_or_reject(modular, span.key)
+            num_pinned += self.store.pin(modular.request_id, key)
         if num_pinned == len(modular.sequence.spans):
             self._held.add(modular.request_id)
         return new
 
-    def _bring_back(self, holder: str, key: bytes) -> bool:
-        """Brings a module back from where it may be, and pins it; returns whether it is here."""
+    def _provide_or_reject(self, modular: ModularRequest, key: bytes) -> list[Request]:
+        try:
+            return self._provide(modular, key)
+        except PlanError as error:
+            self.rejected[modular.request_id] = str(error)
+            return []
+
+    def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
+        """Makes a missing module of a plan resident, or starts what will; returns new encodes."""
+        store_key = modular.store_key(key)
+        if (move := self._move_of(modular, key)) is not None:
+            return self._move(modular, move)
+        if self.tiers.may_have(store_key):
+            self._bring_back(modular.request_id, store_key)
+        elif not self.encodes.join(store_key, modular.request_id):
+            return self._start_encode(modular, key)
+        return []
+
+    def _move_of(self, modular: ModularRequest, key: bytes) -> ModuleMove | None:
+        """How to make a module from one at another place; None if it cannot be, or needs not."""
+        return modular.moves.get(key) if self.tiers.can_move else None
+
+    def _move(self, modular: ModularRequest, move: ModuleMove) -> list[Request]:
+        """Makes a module from its origin; that one comes first if it is missing."""
+        new: list[Request] = []
+        key, origin_key = modular.store_key(move.key), modular.store_key(move.origin)
+        if self.store.lookup(origin_key) is None:
+            new = self._provide(modular, move.origin)
+            if new:
+                modular.encoded_keys.add(key)
+        origin = self.store.lookup(origin_key)
+        if origin is not None:
+            kept = modular.spec_of(move.origin).kept_position_runs
+            self.tiers.move(origin, key, kept, move.shift)
+        return new
+
+    def _bring_back(self, holder: str, key: bytes) -> None:
+        """Brings a module back from where it may be, and pins it if it is here now."""
         module = self.tiers.bring_back(key)
-        if module is None:
-            return False
-        self.store.pin(holder, key)
-        self.pins.fulfil(key)
-        # The reference that it came with.
-        self._pool.free_blocks(reversed(module.blocks))
-        self.metrics.restored(module)
-        return True
+        if module is not None:
+            self.store.pin(holder, key)
+            self.pins.fulfil(key)
+            # The reference that it came with.
+            self._pool.free_blocks(reversed(module.blocks))
+            self.metrics.restored(module)
 
     def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
         waiter.num_encodes += 1
         waiter.encoded_keys.add(waiter.store_key(key))
-        try:
-            if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
-                raise PlanError("the prompt's modules do not fit the KV cache together")
-            encode = self.encodes.start(waiter, key)
-        except PlanError as error:
-            self.rejected[waiter.request_id] = str(error)
-            return []
+        if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
+            raise PlanError("the prompt's modules do not fit the KV cache together")
+        encode = self.encodes.start(waiter, key)
         self._enter(encode)
         return [*self._hold(encode), encode.request]
 

@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKV
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import StoredModule
 
 
@@ -44,6 +45,23 @@ class HostMove:
     module: ModuleBlocks | None
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleMove:
+    """A module is copied to other blocks, with its keys rotated to other positions.
+
+    Attributes:
+        source: The module where it is.
+        target: Where it goes.
+        kept: Positions of its tokens in `source`.
+        shift: What is added to them.
+    """
+
+    source: ModuleBlocks
+    target: ModuleBlocks
+    kept: tuple[Run, ...]
+    shift: int
+
+
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
     """Work of the connector's worker side in one step, in this order.
@@ -51,7 +69,8 @@ class StepMetadata(KVConnectorMetadata):
     The first two come before anything of the step is written.
 
     Attributes:
-        moves: To and from host memory, in the order in which they were decided.
+        moves: Of modules: to and from host memory, and to other places, in the order in which
+            they were decided.
         checks: Modules that requests map in this step (only with `verify`).
         loads: Copies before the forward pass: tail tokens into the blocks of new requests.
         position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
@@ -61,7 +80,7 @@ class StepMetadata(KVConnectorMetadata):
         is_verified: Whether to take their fingerprints.
     """
 
-    moves: list[HostMove] = field(default_factory=list)
+    moves: list[HostMove | ModuleMove] = field(default_factory=list)
     checks: list[ModuleBlocks] = field(default_factory=list)
     loads: SlotCopy | None = None
     position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
@@ -70,14 +89,15 @@ class StepMetadata(KVConnectorMetadata):
     is_verified: bool = False
 
     @property
-    def restored_block_ids(self) -> list[int]:
-        """Blocks that are filled from host memory."""
-        return [
-            block_id
+    def filled_block_ids(self) -> list[int]:
+        """Blocks that modules are moved into."""
+        filled = [move.target for move in self.moves if isinstance(move, ModuleMove)]
+        filled += [
+            move.module
             for move in self.moves
-            if move.action == "restore" and move.module is not None
-            for block_id in move.module.block_ids
+            if isinstance(move, HostMove) and move.action == "restore" and move.module is not None
         ]
+        return [block_id for module in filled for block_id in module.block_ids]
 
 
 def find_step(metadata: KVConnectorMetadata | None) -> StepMetadata | None:
@@ -94,19 +114,23 @@ def module_blocks(module: StoredModule) -> ModuleBlocks:
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """What a worker has read from disk since its last report.
+    """What a worker has read from disk since its last report, and what it can do.
 
     Attributes:
         found: Key, tokens and blocks of modules that are in host memory now.
         absent: Keys of modules that are not there, or not valid.
+        can_move: Whether the worker can move modules to other places.
     """
 
     found: list[tuple[bytes, int, int]]
     absent: list[bytes]
+    can_move: bool = False
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
-        """Not needed: an engine with a disk tier has one worker."""
-        raise NotImplementedError
+        """Joins the reports of two workers; an engine with a disk tier has one."""
+        assert isinstance(other, WorkerReport)
+        found, absent = self.found + other.found, self.absent + other.absent
+        return WorkerReport(found, absent, self.can_move and other.can_move)
 
 
 class StepBuilder:
@@ -130,6 +154,13 @@ class StepBuilder:
     def restore(self, module: StoredModule) -> None:
         """Fills the blocks of a module from host memory, before any request reads them."""
         self._metadata.moves.append(HostMove("restore", module_blocks(module)))
+
+    def move(
+        self, source: StoredModule, target: StoredModule, kept: Sequence[Run], shift: int
+    ) -> None:
+        """Makes a module of one at another place, before any request reads it."""
+        move = ModuleMove(module_blocks(source), module_blocks(target), tuple(kept), shift)
+        self._metadata.moves.append(move)
 
     def fetch(self, key: bytes) -> None:
         """Begins to read a module from disk into host memory."""

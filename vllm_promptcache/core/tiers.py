@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from vllm_promptcache.compat import before_allocation, has_empty_blocks
 from vllm_promptcache.core.step import StepBuilder, WorkerReport
+from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import (
     DiskTier,
     Eviction,
@@ -30,6 +31,9 @@ class ModuleTiers:
         evicts_by_value: Whether modules leave by what they are worth, else by their last use.
         num_host_blocks: Blocks that host memory has room for.
         has_disk: Whether the workers keep files.
+
+    Attributes:
+        can_move: Whether the workers can move modules; they have not said so at first.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class ModuleTiers:
         num_host_blocks: int,
         has_disk: bool,
     ) -> None:
+        self.can_move = False
         self.host = HostTier(num_host_blocks)
         self._disk = DiskTier(has_disk)
         self._store = store
@@ -81,6 +86,30 @@ class ModuleTiers:
             self._step.fetch(key)
         return None
 
+    def move(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> bool:
+        """Makes a module of one at another place, if there is room (2-pml: relocation).
+
+        Args:
+            origin: A resident module.
+            key: What it is called at the other place; not resident.
+            kept: Positions of its tokens where it is.
+            shift: Positions between the two places.
+        """
+        pool, num_blocks = self._store.block_pool, len(origin.blocks)
+        num_free = pool.get_num_free_blocks() - sum(b.ref_cnt == 0 for b in origin.blocks)
+        if num_blocks > num_free:
+            return False
+        # It must not give way to its own copy.
+        pool.touch(origin.blocks)
+        blocks = pool.get_new_blocks(num_blocks)
+        module = self._store.commit(key, blocks, origin.num_tokens, origin.key)
+        self._eviction.use(key)
+        self._step.move(origin, module, kept, shift)
+        self._store.stats.num_moves += 1
+        pool.free_blocks(reversed(origin.blocks))
+        pool.free_blocks(reversed(blocks))
+        return True
+
     def _fits(self, kept: HostModule) -> bool:
         return has_empty_blocks(self._store.block_pool, kept.num_blocks)
 
@@ -109,6 +138,8 @@ class ModuleTiers:
 
     def _keep(self, module: StoredModule) -> None:
         """Keeps a module that is leaving the KV cache, if host memory has room for it."""
+        if module.origin is not None:
+            return  # what it was made from is kept
         leaving = self.host.put(module.key, module.num_tokens, len(module.blocks))
         if leaving is not None:
             self._disk.forget(module.key)
@@ -116,7 +147,8 @@ class ModuleTiers:
             self._store.stats.num_saves += 1
 
     def fetched(self, report: WorkerReport) -> None:
-        """Takes note of the modules that a worker has read from disk."""
+        """Takes note of the modules that a worker has read from disk, and of what it can do."""
+        self.can_move |= report.can_move
         # They may have been encoded and evicted since they were asked for.
         for key in [key for key, *_ in report.found if key in self.host]:
             self._disk.forget(key)

@@ -50,10 +50,13 @@ def compile_schema(
     """
     _check_features(schema)
     has_roles = _check_roles(schema, tokenizer)
+    is_compact = schema.layout == "compact"
+    default_encode = "isolated" if is_compact else default_encode
     placement = _place(schema, tokenizer, schema.encode or default_encode, max_model_len)
-    _check_pins(schema, placement.modules)
     drafts = placement.modules
-    _check_length(schema, drafts[0].end, max_model_len)
+    _check_pins(schema, drafts)
+    _check_compact(schema, drafts)
+    _check_length(schema, max(draft.end for draft in drafts), max_model_len)
     modules = _finish(drafts, _NO_TENANT if schema.private else b"")
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
@@ -66,12 +69,11 @@ def compile_schema(
         by_name=by_name,
         has_roles=has_roles,
         private=schema.private,
+        is_compact=is_compact,
     )
 
 
 def _check_features(schema: Schema) -> None:
-    if schema.layout == "compact":
-        _refuse(schema, schema.location, '`layout="compact"` is not supported yet', "leave it out")
     if schema.scaffolds:
         location = schema.scaffolds[0].location
         _refuse(schema, location, "`<scaffold>` is not supported yet", "leave it out")
@@ -89,6 +91,13 @@ def _check_pins(schema: Schema, drafts: list[ModuleDraft]) -> None:
         # Any tenant could fill the pool.
         message = "modules of a private schema cannot be pinned"
         _refuse(schema, schema.location, message, "leave out `pin`")
+
+
+def _check_compact(schema: Schema, drafts: list[ModuleDraft]) -> None:
+    if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
+        message = '`encode="anchored"` does not go with `layout="compact"`'
+        hint = "a module cannot be moved away from the text that it was encoded behind"
+        _refuse(schema, schema.location, message, hint)
 
 
 def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
@@ -115,7 +124,8 @@ def _place(
         message = f"a text of {longest} characters is too long for {max_model_len} tokens"
         _refuse(schema, schema.location, message, "split it")
     token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
-    placement = Placement(tokenizer, token_ids, encode, schema.pin or None)
+    is_compact = schema.layout == "compact"
+    placement = Placement(tokenizer, token_ids, encode, schema.pin or None, is_compact)
     placement.place(schema.children, bos_id=bos_id, preamble=preamble)
     return placement
 
@@ -157,6 +167,7 @@ def _module(
         union=draft.union,
         start=draft.start,
         end=draft.end,
+        head_end=draft.end if draft.head_end is None else draft.head_end,
         policy=draft.policy,
         cached=draft.cached,
         pin=draft.pin,

@@ -36,6 +36,7 @@ class ModuleDraft:
     cached: bool
     pin: Pin | None = None
     end: int = 0
+    head_end: int | None = None
     last_descendant: int = 0
     parameters: dict[str, ParameterSlot] = field(default_factory=dict)
     children: dict[str, int] = field(default_factory=dict)

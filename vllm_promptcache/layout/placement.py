@@ -33,6 +33,7 @@ class Placement:
         token_ids: Tokens of the preamble and of every text in `texts_in`.
         default_encode: Policy of modules that do not say their own.
         default_pin: Pin of modules that do not say their own.
+        is_compact: Whether nested modules take no positions of what is around them.
         modules: Filled by `place`, in document order, the root first.
         unions: Filled by `place`, in document order.
         cursor: The next position.
@@ -42,6 +43,7 @@ class Placement:
     token_ids: Mapping[str, list[int]]
     default_encode: EncodePolicy
     default_pin: Pin | None
+    is_compact: bool = False
     modules: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionLayout] = field(default_factory=list)
     cursor: int = 0
@@ -77,12 +79,21 @@ class Placement:
                         draft.role_end = RoleEnd(item.closes, self.cursor)
                 case Param():
                     self._parameter(draft, item)
-                case Module():
-                    self._module(draft, item, union=None)
-                case Union():
-                    self._union(draft, item)
+                case Module() | Union():
+                    self._nested(draft, item)
         draft.end = self.cursor
+        draft.head_end = self.cursor if draft.head_end is None else draft.head_end
         draft.last_descendant = len(self.modules) - 1
+
+    def _nested(self, draft: ModuleDraft, item: Module | Union) -> None:
+        start = self.cursor
+        draft.head_end = start if draft.head_end is None else draft.head_end
+        if isinstance(item, Module):
+            self._module(draft, item, union=None)
+        else:
+            self._union(draft, item)
+        if self.is_compact:
+            self.cursor = start
 
     def _text(self, draft: ModuleDraft, token_ids: list[int]) -> None:
         draft.add_text(token_ids, self.cursor)

@@ -9,8 +9,10 @@ from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, RoleName
 
 ROOT = 0
-MAX_NUM_SIBLINGS = 64
 """Index of the module that holds a schema's anonymous text; every prompt imports it."""
+
+MAX_NUM_SIBLINGS = 64
+"""Keys that a schema names to the engine; see `SchemaLayout.siblings`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,19 @@ class RoleEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the KV of a module that was moved comes from.
+
+    Attributes:
+        key: Key of the same module at the place where the schema puts it.
+        shift: How far it was moved, in positions.
+    """
+
+    key: bytes
+    shift: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleLayout:
     """A prompt module with its place (paper, section 3.3).
 
@@ -65,6 +80,7 @@ class ModuleLayout:
         union: Index into `SchemaLayout.unions` if it is a union's member.
         start: First position of its extent, nested modules included.
         end: One past the last position of its extent.
+        head_end: One past the last position before the first module nested in it.
         policy: What it may attend to while it is encoded.
         cached: Whether its KV is kept at all (`cache="false"`).
         pin: Whether it is to stay in the KV cache, and for how long.
@@ -78,7 +94,9 @@ class ModuleLayout:
         dependencies: Indexes of all modules that must be encoded before it, in order.
         role_end: The last place where one of its own roles closes.
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
-        packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`.
+        packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`. Of a
+            module that was moved, that of its origin.
+        origin: Set for a module that was moved (`layout="compact"`).
     """
 
     index: int
@@ -88,6 +106,7 @@ class ModuleLayout:
     union: int | None
     start: int
     end: int
+    head_end: int
     policy: EncodePolicy
     cached: bool
     pin: Pin | None
@@ -102,6 +121,7 @@ class ModuleLayout:
     role_end: RoleEnd | None
     key: bytes
     packed: bytes = field(repr=False)
+    origin: Origin | None = None
 
     @property
     def name(self) -> str:
@@ -112,6 +132,15 @@ class ModuleLayout:
     def num_kept_tokens(self) -> int:
         """Tokens whose KV the module holds once it is encoded."""
         return len(self.kept_token_ids)
+
+    @property
+    def num_head_tokens(self) -> int:
+        """Kept tokens before the first module nested in it."""
+        return sum(
+            min(run.end, self.head_end) - run.start
+            for run in self.kept_position_runs
+            if run.start < self.head_end
+        )
 
     @property
     def is_reusable(self) -> bool:
@@ -150,6 +179,8 @@ class SchemaLayout:
         by_name: Indexes of all modules of a name, in document order.
         has_roles: Whether the schema uses chat roles.
         private: Whether its modules are shared with nobody who has another salt.
+        is_compact: Whether modules are moved to where the prompt imports them. Then the modules
+            nested in another one all start where its first one does, and take no positions of it.
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.
     """
@@ -161,6 +192,7 @@ class SchemaLayout:
     by_name: Mapping[str, Sequence[int]]
     has_roles: bool
     private: bool
+    is_compact: bool
     siblings: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

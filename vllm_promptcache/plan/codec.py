@@ -12,7 +12,14 @@ from typing import TypeVar
 import msgspec
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.sequence import KEY_BYTES, ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.plan.sequence import (
+    KEY_BYTES,
+    ModuleMove,
+    ModuleSpan,
+    ModuleSpec,
+    Run,
+    SequencePlan,
+)
 
 T = TypeVar("T")
 
@@ -31,6 +38,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
         sequence: What the request reads and where its new tokens lie.
         modules: `(key, packed module)` of every module that `sequence` reads, and of their
             contexts.
+        moves: Modules that `sequence` reads at other places than where `modules` has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
     """
 
@@ -38,6 +46,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
     schema: str
     sequence: SequencePlan
     modules: tuple[tuple[bytes, bytes], ...]
+    moves: tuple[ModuleMove, ...]
     siblings: bytes
 
     @property
@@ -61,10 +70,12 @@ def pack_plan(
     schema: str,
     sequence: SequencePlan,
     modules: Sequence[tuple[bytes, bytes]],
+    moves: Sequence[ModuleMove] = (),
     siblings: bytes = b"",
 ) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    return _encoder.encode(PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), siblings))
+    plan = PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), tuple(moves), siblings)
+    return _encoder.encode(plan)
 
 
 def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
@@ -87,6 +98,8 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
     )
     _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
     packed = {key for key, _ in plan.modules}
+    _require(all(move.origin in packed for move in plan.moves), "the origin of a module is missing")
+    packed |= {move.key for move in plan.moves}
     _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
     return plan
 

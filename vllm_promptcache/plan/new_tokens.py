@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TypeAlias
 
-from vllm_promptcache.layout.schema_layout import RoleEnd, SchemaLayout
+from vllm_promptcache.layout.schema_layout import RoleEnd
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.prompt_plan import NewTokens
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
-from vllm_promptcache.plan.text_placement import TextPlacer
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error, quote
 
@@ -96,31 +95,21 @@ def place_arguments(
 
 
 def place_text(
-    prompt: Prompt,
-    layout: SchemaLayout,
-    resolved: ResolvedPrompt,
-    token_ids: TokenIds,
-    frame: TextFrame,
+    resolved: ResolvedPrompt, token_ids: TokenIds, frame: TextFrame, starts: Iterable[int]
 ) -> list[NewTokens]:
     """Places new text between the imports, then the rest of it behind everything else.
 
     Args:
-        prompt: For error messages.
-        layout: The prompt's schema.
         resolved: The prompt.
         token_ids: What `tokenize` returned.
         frame: Text around the text behind all imports, a generation prompt among others.
-
-    Raises:
-        PMLError: There is no room for text that stands before an import.
+        starts: First position of each group of `resolved.inner`.
     """
     ends = (module.position_runs[-1].end for module in resolved.modules if module.token_ids)
     role_ends = [module.role_end for module in resolved.modules if module.role_end is not None]
     text = _PlacedText(token_ids, max(ends, default=0), role_ends)
-    if resolved.inner:
-        placer = TextPlacer.of(prompt, layout, resolved.modules)
-        for group in resolved.inner:
-            text.add(group, placer.place(group, text.num_tokens(group)))
+    for group, start in zip(resolved.inner, starts, strict=True):
+        text.add(group, start)
     if frame.before:
         text.append("", token_ids[frame.before], text.end)
     for group in resolved.trailing:
@@ -145,9 +134,6 @@ class _PlacedText:
     end: int
     role_ends: list[RoleEnd]
     new: list[NewTokens] = field(default_factory=list)
-
-    def num_tokens(self, group: TextGroup) -> int:
-        return sum(len(self.token_ids[piece.text]) for piece in group.pieces)
 
     def add(self, group: TextGroup, position: int) -> None:
         for piece in group.pieces:

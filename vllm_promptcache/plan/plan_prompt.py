@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation, close_with_user
+from vllm_promptcache.plan.compact import place_compactly
 from vllm_promptcache.plan.new_tokens import (
     TextFrame,
     check_size,
@@ -22,7 +23,8 @@ from vllm_promptcache.plan.prompt_plan import (
     repeated_tokens,
     without_last,
 )
-from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.plan.resolve import TextGroup, resolve_prompt
+from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
 
@@ -39,10 +41,11 @@ def plan_prompt(
     """Plans a prompt.
 
     An argument's tokens take the first positions of its parameter. New text before the last
-    import takes positions that the schema leaves free, see `TextPlacer.place`; text behind it
-    follows everything else. A role's wrapper is new text where the role begins and ends, also
-    when imports stand inside of it. Where a user message is the last thing in the prompt, the
-    template's generation prompt follows, or the further turns of the conversation.
+    import takes positions that the schema leaves free, see `TextPlacer.place`, or, in a compact
+    layout, its place among the imports; text behind it follows everything else. A role's wrapper is
+    new text where the role begins and ends, also when imports stand inside of it. Where a user
+    message is the last thing in the prompt, the template's generation prompt follows, or the
+    further turns of the conversation.
 
     Args:
         prompt: A parsed prompt.
@@ -68,12 +71,21 @@ def plan_prompt(
         frame = TextFrame(before=conversation.tools, behind=conversation.turns)
     check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
+
+    def num_tokens(group: TextGroup) -> int:
+        return sum(len(token_ids[piece.text]) for piece in group.pieces)
+
+    if layout.is_compact:
+        resolved, starts = place_compactly(layout, resolved, num_tokens)
+    else:
+        starts = place_in_gaps(prompt, layout, resolved, num_tokens)
+    reused = [_reused(module, is_compact=layout.is_compact) for module in resolved.modules]
     new = [
         *place_arguments(prompt, resolved, token_ids),
-        *place_text(prompt, layout, resolved, token_ids, frame),
-        *_uncached(resolved.modules),
+        *place_text(resolved, token_ids, frame, starts),
+        *(tokens for planned in reused for tokens in _not_reused(planned)),
     ]
-    modules, repeated = _reuse(resolved.modules, max((tokens.end for tokens in new), default=0))
+    modules, repeated = _with_logits(reused, max((tokens.end for tokens in new), default=0))
     if not new and not repeated:
         raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
     plan = make_plan(layout, modules, [*new, *repeated], block_size=block_size)
@@ -86,20 +98,23 @@ def plan_prompt(
     return plan
 
 
-def _uncached(modules: Sequence[ModuleLayout]) -> list[NewTokens]:
-    """Tokens of modules that are computed in every request."""
-    return [
-        tokens
-        for module in modules
-        if not module.cached
-        for tokens in repeated_tokens(module, module.num_kept_tokens)
-    ]
+def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
+    """How much of a module is reused: of a compact one, what is moved in one piece."""
+    if not module.cached:
+        return PlannedModule(module, 0)
+    return PlannedModule(module, module.num_head_tokens if is_compact else module.num_kept_tokens)
 
 
-def _reuse(
-    modules: Sequence[ModuleLayout], end: int
+def _not_reused(planned: PlannedModule) -> Iterator[NewTokens]:
+    """The other tokens of a module, which are computed in every request."""
+    module = planned.layout
+    return repeated_tokens(module, planned.num_tokens, module.num_kept_tokens)
+
+
+def _with_logits(
+    modules: Sequence[PlannedModule], end: int
 ) -> tuple[list[PlannedModule], list[NewTokens]]:
-    """Says what is reused of each cached module, and what is computed again.
+    """Says what is reused of each cached module once there is a token to get logits from.
 
     Logits come from a computed token, so where the last position belongs to a module, that one
     token is computed again.
@@ -108,16 +123,13 @@ def _reuse(
         modules: Imported modules.
         end: One past the last position of the new tokens.
     """
-    last = max(filter(_is_reusable, modules), key=_kept_end, default=None)
-    planned = [PlannedModule(item, item.num_kept_tokens) for item in modules if item.cached]
+    planned = [item for item in modules if item.layout.cached]
+    candidates = (item.layout for item in planned if item.layout.is_reusable)
+    last = max(candidates, key=_kept_end, default=None)
     if last is None or _kept_end(last) <= end:
         return planned, []
     shortened, repeated = without_last(last)
     return [shortened if item.layout is last else item for item in planned], [repeated]
-
-
-def _is_reusable(module: ModuleLayout) -> bool:
-    return module.is_reusable
 
 
 def _kept_end(module: ModuleLayout) -> int:

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from vllm_promptcache.layout.drafts import merge_runs
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.codec import pack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan, Run, SequencePlan
+from vllm_promptcache.plan.sequence import ModuleMove, ModuleSpan, Run, SequencePlan
 
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
 
@@ -132,7 +132,9 @@ def make_plan(
         block_size=block_size,
         sequence=sequence,
         prompt_token_ids=_engine_order(reused, ordered, block_size),
-        packed=pack_plan(layout.name, sequence, _packed(layout, reused), layout.siblings),
+        packed=pack_plan(
+            layout.name, sequence, _packed(layout, reused), _moves(reused), layout.siblings
+        ),
     )
 
 
@@ -164,18 +166,19 @@ def without_last(module: ModuleLayout) -> tuple[PlannedModule, NewTokens]:
     return PlannedModule(module, module.num_kept_tokens - 1), repeated
 
 
-def repeated_tokens(module: ModuleLayout, num_tokens: int) -> Iterator[NewTokens]:
-    """The first `num_tokens` kept tokens of a module as new tokens, run by run."""
+def repeated_tokens(module: ModuleLayout, first: int, end: int) -> Iterator[NewTokens]:
+    """The kept tokens `[first, end)` of a module as new tokens, run by run."""
     done = 0
     for run in module.kept_position_runs:
-        token_ids = module.kept_token_ids[done : min(done + run.num_tokens, num_tokens)]
+        skipped = max(0, first - done)
+        token_ids = module.kept_token_ids[done + skipped : min(done + run.num_tokens, end)]
         if token_ids:
-            yield NewTokens("repeated", module.path, token_ids, run.start)
+            yield NewTokens("repeated", module.path, token_ids, run.start + skipped)
         done += run.num_tokens
 
 
 def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
-    return repeated_tokens(planned.layout, planned.num_tokens)
+    return repeated_tokens(planned.layout, 0, planned.num_tokens)
 
 
 def _engine_order(
@@ -200,3 +203,11 @@ def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple
         for index in (*planned.layout.dependencies, planned.layout.index):
             packed[layout.modules[index].key] = layout.modules[index].packed
     return list(packed.items())
+
+
+def _moves(reused: Iterable[PlannedModule]) -> list[ModuleMove]:
+    return [
+        ModuleMove(planned.layout.key, origin.key, origin.shift)
+        for planned in reused
+        if (origin := planned.layout.origin) is not None
+    ]

@@ -43,6 +43,20 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.start + self.num_tokens
 
 
+class ModuleMove(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A module at another place than the one it was laid out for.
+
+    Attributes:
+        key: The module's key there.
+        origin: Key of the module as it was laid out.
+        shift: Positions between the two places.
+    """
+
+    key: bytes
+    origin: bytes
+    shift: int
+
+
 class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
     """The cached part and the positions of the computed part of one sequence.
 
@@ -99,3 +113,22 @@ class ModuleSpec(msgspec.Struct, frozen=True, array_like=True):
     def num_kept_tokens(self) -> int:
         """Tokens whose KV the module holds once it is encoded."""
         return sum(run.num_tokens for run in self.kept_runs)
+
+    @property
+    def kept_position_runs(self) -> list[Run]:
+        """Position ids of these tokens."""
+        runs, first = [], 0
+        for positions in self.sequence.position_runs:
+            end = first + positions.num_tokens
+            for kept in self.kept_runs:
+                start, stop = max(first, kept.start), min(end, kept.end)
+                if start < stop:
+                    runs.append(Run(positions.start + start - first, stop - start))
+            first = end
+        return runs
+
+    def moved(self, key: bytes, shift: int) -> ModuleSpec:
+        """The same module `shift` positions further on, where its key is `key`."""
+        runs = tuple(Run(run.start + shift, run.num_tokens) for run in self.sequence.position_runs)
+        sequence = SequencePlan(self.sequence.spans, runs)
+        return ModuleSpec(key, sequence, self.token_ids, self.kept_runs)

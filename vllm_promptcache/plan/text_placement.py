@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.schema_layout import ROOT, ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.resolve import TextGroup
+from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error, quote
 
@@ -23,6 +23,26 @@ class _Taken:
     start: int
     end: int
     owner: ModuleLayout | None
+
+
+def place_in_gaps(
+    prompt: Prompt,
+    layout: SchemaLayout,
+    resolved: ResolvedPrompt,
+    num_tokens: Callable[[TextGroup], int],
+) -> list[int]:
+    """Finds positions for the inner text of a prompt, see `TextPlacer.place`.
+
+    Returns:
+        Where each group of `resolved.inner` begins.
+
+    Raises:
+        PMLError: There is no room for one of them.
+    """
+    if not resolved.inner:
+        return []
+    placer = TextPlacer.of(prompt, layout, resolved.modules)
+    return [placer.place(group, num_tokens(group)) for group in resolved.inner]
 
 
 @dataclass(slots=True)
@@ -112,8 +132,8 @@ class TextPlacer:
             f"{_describe(owner)}"
         )
         hint = (
-            "modules cannot be moved out of the way yet (relocation): move the text to the end, "
-            "or leave out modules behind it"
+            "move the text to the end, leave out modules behind it, or give the schema "
+            '`layout="compact"`, in which modules make room'
         )
         return pml_error(self.prompt.source, group.pieces[0].location, message, hint)
 

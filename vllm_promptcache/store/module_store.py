@@ -17,6 +17,9 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm_promptcache.compat import publish_block
 from vllm_promptcache.store.history import Histories
 
+MOVE_COST = 0.05
+"""Time to move a module, as a share of that to encode it, about."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredModule:
@@ -27,12 +30,20 @@ class StoredModule:
         blocks: Its blocks in order; the last one may be partly filled.
         hashes: The hash each block carries as long as it holds this module.
         num_tokens: Kept tokens of the module.
+        origin: Key of the module that it was made from by moving it, None if it was encoded.
     """
 
     key: bytes
     blocks: tuple[KVCacheBlock, ...]
     hashes: tuple[bytes, ...]
     num_tokens: int
+    origin: bytes | None = None
+
+    @property
+    def value_a_block(self) -> float:
+        """What it costs to have it back, in tokens to be encoded, for each of its blocks."""
+        cost = self.num_tokens * (1.0 if self.origin is None else MOVE_COST)
+        return cost / len(self.blocks)
 
     @property
     def is_intact(self) -> bool:
@@ -59,6 +70,7 @@ class StoreStats:
         num_restores: Modules that came back from there.
         num_fetches: Modules that were read from disk into host memory.
         num_prefetches: Modules that came back before a request asked for them.
+        num_moves: Modules that were made from one at another place.
     """
 
     num_commits: int = 0
@@ -67,6 +79,7 @@ class StoreStats:
     num_restores: int = 0
     num_fetches: int = 0
     num_prefetches: int = 0
+    num_moves: int = 0
 
 
 @dataclass(slots=True)
@@ -93,7 +106,13 @@ class ModuleStore:
         self._forget(module)
         return None
 
-    def commit(self, key: bytes, blocks: Sequence[KVCacheBlock], num_tokens: int) -> StoredModule:
+    def commit(
+        self,
+        key: bytes,
+        blocks: Sequence[KVCacheBlock],
+        num_tokens: int,
+        origin: bytes | None = None,
+    ) -> StoredModule:
         """Publishes `blocks`, which hold the module `key`; returns it.
 
         The caller still holds its reference on the blocks; they stay when it is dropped, as
@@ -102,7 +121,8 @@ class ModuleStore:
         if (known := self.lookup(key)) is not None:
             return known
         hashes = tuple(publish_block(self.block_pool, b, key, i) for i, b in enumerate(blocks))
-        module = self._modules[key] = StoredModule(key, tuple(blocks), hashes, num_tokens)
+        module = StoredModule(key, tuple(blocks), hashes, num_tokens, origin)
+        self._modules[key] = module
         self.stats.num_commits += 1
         return module
 

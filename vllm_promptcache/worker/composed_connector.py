@@ -136,7 +136,7 @@ def without(
         modular: Ids of the requests that are left out.
         step: What our connector does in it.
     """
-    written = [*_blocks_written(output, modular), *step.restored_block_ids]
+    written = [*_blocks_written(output, modular), *step.filled_block_ids]
     if not modular and not written:
         return output
     num_tokens = {i: num for i, num in output.num_scheduled_tokens.items() if i not in modular}

@@ -63,6 +63,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._residency: ModuleResidency
         self._worker: ModuleWorker
         self._model: torch.nn.Module
+        self._layer_names: list[str]
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
             after_initialize_kv_cache(_bind_model)
@@ -125,11 +126,13 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Probes the KV cache's layout and makes the copies ready."""
+        self._layer_names = list(kv_caches)
         self._worker = ModuleWorker.create(self._vllm_config, kv_caches, lambda: self._model)
 
     def bind_model(self, model: torch.nn.Module) -> None:
         """Gives the connector the model, once the KV caches are registered."""
         self._model = model
+        self._worker.bind_model(model, self._layer_names)
 
     def forget_model(self) -> None:
         """Takes note that the model has other weights now."""

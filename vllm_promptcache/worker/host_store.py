@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,25 +26,24 @@ class HostStore:
     disk: DiskStore | None = None
     _blocks: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
-    def apply(self, moves: Sequence[HostMove]) -> None:
-        """Does a step's moves in order. Mutates the KV cache.
+    def apply(self, move: HostMove) -> None:
+        """Does one move. Mutates the KV cache.
 
         Raises:
             KeyError: Scheduler and worker disagree on what is here.
         """
-        for move in moves:
-            match move.action, move.module:
-                case "save", ModuleBlocks(key, block_ids):
-                    self._blocks[key] = self.copier.read_blocks(block_ids)
-                case "restore", ModuleBlocks(key, block_ids):
-                    self.copier.write_blocks(block_ids, self._blocks[key])
-                case "drop", ModuleBlocks(key):
-                    # Gone already if all were cleared while a read was on its way.
-                    self._blocks.pop(key, None)
-                case "fetch", ModuleBlocks(key) if self.disk is not None:
-                    self.disk.read(key)
-                case _:
-                    self._clear()
+        match move.action, move.module:
+            case "save", ModuleBlocks(key, block_ids):
+                self._blocks[key] = self.copier.read_blocks(block_ids)
+            case "restore", ModuleBlocks(key, block_ids):
+                self.copier.write_blocks(block_ids, self._blocks[key])
+            case "drop", ModuleBlocks(key):
+                # Gone already if all were cleared while a read was on its way.
+                self._blocks.pop(key, None)
+            case "fetch", ModuleBlocks(key) if self.disk is not None:
+                self.disk.read(key)
+            case _:
+                self._clear()
 
     def take_read(self) -> tuple[list[tuple[bytes, int, int]], list[bytes]]:
         """Takes over what has been read from disk; see `WorkerReport`."""

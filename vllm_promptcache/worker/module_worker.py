@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from vllm.config import VllmConfig
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import ModuleBlocks, StepMetadata, WorkerReport
+from vllm_promptcache.core.step import ModuleBlocks, ModuleMove, StepMetadata, WorkerReport
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
@@ -20,6 +20,7 @@ from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
+from vllm_promptcache.worker.rotary import Rotary
 
 
 @dataclass(slots=True)
@@ -30,11 +31,14 @@ class ModuleWorker:
         copier: Reads and writes slots of all layers.
         block_size: Slots a block.
         host: Modules in host memory.
+        rotary: How the model rotates its keys; None if modules cannot be moved.
     """
 
     copier: SlotCopier
     block_size: int
     host: HostStore
+    rotary: Rotary | None = None
+    _is_rotary_new: bool = False
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
@@ -74,11 +78,18 @@ class ModuleWorker:
         return cls(copier, vllm_config.cache_config.block_size, host)
 
     def begin(self, step: StepMetadata) -> None:
-        """Moves modules to and from host memory, then compares mapped ones with their fingerprints.
+        """Moves modules to and from host memory and to other places, in the order given; then
+        compares those that are mapped with their fingerprints.
 
         Mutates the cache.
         """
-        self.host.apply(step.moves)
+        for move in step.moves:
+            if isinstance(move, ModuleMove):
+                self._move(move)
+                if step.is_verified:
+                    self._fingerprints[move.target.key] = self._fingerprint(move.target)
+            else:
+                self.host.apply(move)
         for check in step.checks:
             if self._fingerprints.get(check.key) != self._fingerprint(check):
                 raise ServerError(f"the KV of module {check.key.hex()} is not what was encoded")
@@ -95,10 +106,18 @@ class ModuleWorker:
             if step.is_verified:
                 self._fingerprints[module.key] = self._fingerprint(module)
 
+    def bind_model(self, model: torch.nn.Module, layer_names: Iterable[str]) -> None:
+        """Finds out how the model rotates its keys; the next report says whether it was found."""
+        self.rotary = Rotary.find(model, layer_names)
+        self._is_rotary_new = True
+
     def report(self) -> WorkerReport | None:
-        """Tells what was read from disk, None if nothing was."""
+        """Tells what was read from disk and, once, what the worker can do; None if no news."""
         found, absent = self.host.take_read()
-        return WorkerReport(found, absent) if found or absent else None
+        is_new, self._is_rotary_new = self._is_rotary_new, False
+        if not (found or absent or is_new):
+            return None
+        return WorkerReport(found, absent, can_move=is_new and self.rotary is not None)
 
     def forget_model(self) -> None:
         """The model has other weights now: files are found and written for these."""
@@ -109,6 +128,12 @@ class ModuleWorker:
         """Waits until all that is to be kept on disk is there."""
         if self.host.disk is not None:
             self.host.disk.close()
+
+    def _move(self, move: ModuleMove) -> None:
+        assert self.rotary is not None, "the scheduler was told that modules cannot be moved"
+        source, target = move.source.block_ids, move.target.block_ids
+        rotation = self.rotary.between(move)
+        self.copier.rotate_blocks(source, target, rotation, head_size=self.rotary.head_size)
 
     def _copy(self, copy: SlotCopy | None) -> None:
         if copy is not None:

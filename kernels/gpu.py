@@ -1,0 +1,20 @@
+"""Slot copies on GPUs.
+
+Tested against the plain version under Triton's interpreter only: nothing here has run on a GPU.
+"""
+
+from __future__ import annotations
+
+from vllm_promptcache.kernels.copy_slots import copy_slots_triton
+from vllm_promptcache.kernels.reference import SlotCopier, Slots
+from vllm_promptcache.kernels.rotate_keys import rotate_keys_triton
+
+
+class TritonSlotCopier(SlotCopier):
+    """Copies the KV of slots and blocks in all layers, as `SlotCopier` does."""
+
+    _rotate_keys = staticmethod(rotate_keys_triton)
+
+    def copy(self, source: Slots, target: Slots) -> None:
+        """See `SlotCopier.copy`."""
+        copy_slots_triton(self._layers, self._elements, source, target)

@@ -1,0 +1,66 @@
+"""How a loaded model rotates its keys, if modules can be moved in its KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vllm_promptcache.core.slots import ranges
+from vllm_promptcache.core.step import ModuleMove
+from vllm_promptcache.kernels.rotation import Rotation
+
+# Attention layers of vLLM that rotate all their keys by `rotary_emb` and store them as they are
+# then. Others may skip it in some layers, without a sign of it.
+_KNOWN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+
+
+@dataclass(frozen=True, slots=True)
+class Rotary:
+    """The rotation of a model's keys; the same in all its layers.
+
+    Attributes:
+        cos_sin_cache: The model's own, `[num_positions, rotary_dim]`: cosines, then sines.
+        is_neox: Whether pairs are made of the two halves of a key, or of neighbours.
+        head_size: Elements of a key.
+    """
+
+    cos_sin_cache: torch.Tensor
+    is_neox: bool
+    head_size: int
+
+    @classmethod
+    def find(cls, model: torch.nn.Module, layer_names: Iterable[str]) -> Rotary | None:
+        """Looks for the rotation of a loaded model.
+
+        Args:
+            model: The model.
+            layer_names: Names of vLLM's attention layers in it.
+
+        Returns:
+            None if it is not known how the model rotates its keys.
+        """
+        parents = [model.get_submodule(name.rpartition(".")[0]) for name in layer_names]
+        rotaries = {id(found): found for p in parents if (found := getattr(p, "rotary_emb", None))}
+        is_known = all(type(parent).__name__ in _KNOWN for parent in parents)
+        if not is_known or len(rotaries) != 1:
+            return None
+        rotary = next(iter(rotaries.values()))
+        return cls(_cos_sin_cache(rotary), getattr(rotary, "is_neox_style", True), rotary.head_size)
+
+    def between(self, move: ModuleMove) -> Rotation:
+        """The rotation of all tokens of a module that is moved."""
+        device = self.cos_sin_cache.device
+        old = torch.from_numpy(ranges([(r.start, r.num_tokens) for r in move.kept])).to(device)
+        return Rotation.between(self.cos_sin_cache, old, old + move.shift, is_neox=self.is_neox)
+
+
+def _cos_sin_cache(rotary: Any) -> torch.Tensor:
+    """The rows for positions from 0 on; LongRoPE has those of its short factors before them."""
+    if (both := getattr(rotary, "long_short_cos_sin_cache", None)) is None:
+        cache: torch.Tensor = rotary.cos_sin_cache
+        return cache
+    rows: torch.Tensor = both[rotary.original_max_position_embeddings :]
+    return rows if rotary.use_long_rope else both
