@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from xml.etree import ElementTree
@@ -68,17 +68,22 @@ def params_of(module: Element) -> Iterator[Element]:
 def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Schema:
     """Returns a random schema of about `max_words` words at most."""
     root = Element("schema", name=name)
+    # Modules that are moved see nothing but themselves.
+    policies = POLICIES if rng.random() < 0.7 else ("isolated",)
+    if policies != POLICIES:
+        root.set("layout", "compact")
     if rng.random() < 0.6:
-        root.set("encode", rng.choice(POLICIES))
-    _Filler(rng, max_words).fill(root, depth=0)
+        root.set("encode", rng.choice(policies))
+    _Filler(rng, max_words, policies).fill(root, depth=0)
     return Schema(ElementTree.tostring(root, encoding="unicode"), root)
 
 
 class _Filler:
     """Puts random content into an element until the words are used up."""
 
-    def __init__(self, rng: Random, max_words: int) -> None:
+    def __init__(self, rng: Random, max_words: int, policies: Sequence[str]) -> None:
         self._rng = rng
+        self._policies = policies
         self._names = rng.sample(WORDS, k=len(WORDS))
         self._num_words_left = max_words
 
@@ -123,7 +128,7 @@ class _Filler:
     def _module(self, parent: Element, depth: int, in_role: bool) -> None:
         module = SubElement(parent, "module", name=self._names.pop())
         if self._rng.random() < 0.2:
-            module.set("encode", self._rng.choice(POLICIES))
+            module.set("encode", self._rng.choice(self._policies))
         if self._rng.random() < 0.1:
             module.set("cache", "false")
         self.fill(module, depth + 1, in_role)

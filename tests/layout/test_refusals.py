@@ -17,9 +17,11 @@ def test_longer_than_the_model() -> None:
     assert Compiler().compile(children, max_model_len=3).num_tokens == 3
 
 
-def test_compact_layout_is_not_there_yet() -> None:
-    error = Compiler().refused("one", 'layout="compact"')
-    assert error.message == '`layout="compact"` is not supported yet'
+def test_a_compact_layout_has_no_anchored_modules() -> None:
+    error = Compiler().refused(
+        '<module name="a" encode="anchored">one</module>', 'layout="compact"'
+    )
+    assert error.message == '`encode="anchored"` does not go with `layout="compact"`'
 
 
 def test_scaffolds_are_not_there_yet() -> None:

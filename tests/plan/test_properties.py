@@ -110,6 +110,8 @@ def test_plans_round_trip(seed: int, block_size: int) -> None:
         for key, spec in modules.items():
             assert all(span.key in known for span in spec.sequence.spans)
             known.add(key)
+        for move in packed.moves:
+            modules[move.key] = modules[move.origin].moved(move.key, move.shift)
         for span in one.sequence.spans:
             assert span.num_tokens <= modules[span.key].num_kept_tokens
 
@@ -135,6 +137,9 @@ def test_layouts(seed: int) -> None:
         assert kept == list(module.kept_token_ids)
         assert len(positions(module.kept_position_runs)) == len(kept)
         for child in layout.descendants(module):
+            if layout.is_compact:
+                assert child.start >= module.head_end
+                continue
             assert module.start <= child.start <= child.end <= module.end
             assert not set(own) & set(positions(child.position_runs))
 

@@ -107,7 +107,7 @@ def test_text_that_does_not_fit(prompts: Prompts) -> None:
     error = prompts.refused("<a/> one two three four <b/>")
     assert error.message == ("the text here has 4 tokens but only 3 positions are free before `b`")
     assert error.hint is not None
-    assert "relocation" in error.hint
+    assert 'layout="compact"' in error.hint
     column(error, "one two")
 
 
