@@ -116,9 +116,18 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 256,
 }
 
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 256,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
 LLAMA = Family("llama", _decoder(hf.LlamaConfig))
 SUPPORTED = (
     Family("llama3-rope", _decoder(hf.LlamaConfig, rope_parameters=LLAMA3_ROPE)),
+    Family("llama-yarn", _decoder(hf.LlamaConfig, rope_parameters=YARN_ROPE)),
+    Family("llama-linear", _decoder(hf.LlamaConfig, rope_parameters=LINEAR_ROPE)),
     Family("qwen2", _decoder(hf.Qwen2Config)),
     Family("qwen3", _decoder(hf.Qwen3Config, head_dim=64)),
     Family("mistral", _decoder(hf.MistralConfig, sliding_window=None)),

@@ -203,5 +203,16 @@ FIXED_SCHEMAS = tuple(
             for number in (1, 2, 3, 4)
         )
         + """The question follows.</user></schema>""",
+        # Modules that are moved: documents, one in parts, one with a parameter, a choice.
+        """<schema name="shelf" layout="compact"><user>Books from a shelf follow."""
+        + "".join(
+            f"<module name='book-{number}'>{random_text(Random(number), 30 * number)}</module>"
+            for number in (1, 2, 3, 4, 5)
+        )
+        + """<module name="series">A series.<module name="first">Its first part is about a river
+            and those who live beside it.</module><module name="second">Its second part is about
+            the sea.</module>It has an end too.</module>
+          <union><module name="loan">Lent to <param name="who" len="4"/> in the summer.</module>
+            <module name="lost">Lost in a train.</module></union>Which one?</user></schema>""",
     )
 )

@@ -1,4 +1,4 @@
-"""Triton's kernels, in a process of their own."""
+"""Triton kernels, in a process of their own."""
 
 import os
 import subprocess
