@@ -120,3 +120,12 @@ def test_what_writers_that_died_left_is_swept(tmp_path: Path, store: DiskStore) 
     store.close()
     assert not old.exists()
     assert new.exists()
+
+
+def test_a_directory_among_the_files_does_not_stop_the_sweep(tmp_path: Path, model: Model) -> None:
+    store = DiskStore(tmp_path, 0, lambda: model.fingerprint)
+    folder = tmp_path / model.fingerprint[:16]
+    (folder / "stray.safetensors").mkdir(parents=True)
+    store.write(ModuleFile(KEY, 9, torch.zeros(2, 3, 4)))
+    store.close()
+    assert [path.name for path in folder.iterdir()] == ["stray.safetensors"]

@@ -94,3 +94,12 @@ def test_a_failed_write_leaves_nothing_behind(
     with pytest.raises(OSError, match="disk full"):
         make_file().write(tmp_path / "file.safetensors", "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path, module = tmp_path / "module", make_file()
+    size = module.write(path, "model")
+    read = ModuleFile.read(path, KEY, "model")
+    with path.open("r+b") as file:
+        file.write(bytes(size))
+    assert torch.equal(read.blocks, module.blocks)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.worker.module_file import (
@@ -99,7 +100,9 @@ class DiskStore:
                 _delete_least_recent(self.root, self.max_bytes)
             self._num_written += 1
         except OSError as error:
-            logger.warning_once("Prompt modules cannot be kept in %s: %s", self.root, error)
+            # Not the error itself: what was said once is remembered, with all that it refers to.
+            reason = error.strerror or type(error).__name__
+            logger.warning_once("Prompt modules cannot be kept in %s: %s", self.root, reason)
 
     def _path(self, key: bytes) -> tuple[Path, str]:
         if self._fingerprint is None:
@@ -110,9 +113,10 @@ class DiskStore:
 def _read(path: Path, key: bytes, fingerprint: str) -> ModuleFile | None:
     try:
         module = ModuleFile.read(path, key, fingerprint)
-    except FileNotFoundError:
-        return None
     except (InvalidFileError, OSError) as error:
+        # safetensors calls a file that it may not open missing as well.
+        if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
+            return None
         logger.warning("The prompt module in %s is encoded again: %s", path, error)
         return None
     with suppress(OSError):
@@ -128,6 +132,8 @@ def _delete_least_recent(root: Path, max_bytes: int) -> None:
             stat = path.stat()
         except FileNotFoundError:
             continue  # another server was faster
+        if not S_ISREG(stat.st_mode):
+            continue
         if path.suffix == TEMPORARY_SUFFIX and time.time() - stat.st_mtime > _STALE_S:
             path.unlink(missing_ok=True)
         elif path.suffix == SUFFIX:

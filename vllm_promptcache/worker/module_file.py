@@ -77,7 +77,8 @@ class ModuleFile:
         """
         try:
             with safe_open(path, "pt") as file:
-                metadata, blocks = file.metadata() or {}, file.get_tensor(_BLOCKS)
+                # A copy: the tensor is a mapping of the file, which may change once it is checked.
+                metadata, blocks = file.metadata() or {}, file.get_tensor(_BLOCKS).clone()
         except SafetensorError as error:
             raise InvalidFileError(str(error)) from None
         for name, expected in _metadata(key, fingerprint).items():
