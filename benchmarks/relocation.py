@@ -1,9 +1,9 @@
-"""Any five of 200 documents: what it costs to move modules, beside encoding and reusing them.
+"""Any five of 200 documents: what it costs to relocate modules, beside encoding and reusing them.
 
     python -m benchmarks.relocation
 
 The schema has a compact layout and is far longer than the model's context. Each run takes five
-documents that were not used before: the first request encodes them (and moves all but its first to
+documents that were not used before: the first request encodes them (and relocates all but its first to
 their places), one with another order moves them, and the same again finds them where it wants them.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.workloads import words
 
 NUM_DOCUMENTS = 200
 NUM_IMPORTED = 5
-KINDS = ("encoded", "moved", "reused")
+KINDS = ("encoded", "relocated", "reused")
 
 
 def schema(num_words: int) -> str:
@@ -45,7 +45,7 @@ def prompts(num_runs: int) -> Iterator[tuple[str, str, str]]:
 
 
 def measure(llm: Any, num_runs: int) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds to the first token by kind of request, and how many documents were moved.
+    """Milliseconds to the first token by kind of request, and how many documents were relocated.
 
     The second is the mean over the requests in another order; the first has `num_runs` each.
     """
@@ -54,31 +54,34 @@ def measure(llm: Any, num_runs: int) -> tuple[dict[str, list[float]], float]:
     params = SamplingParams(max_tokens=1, temperature=0.0)
     residency = llm.llm_engine.engine_core.engine_core.scheduler.residency
     milliseconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    moved: list[int] = []
-    # The first run tells the scheduler that the workers can move modules.
+    relocated: list[int] = []
+    # The first run tells the scheduler that the workers can relocate modules.
     for number, run in enumerate(prompts(num_runs + 1)):
         for kind, prompt in zip(KINDS, run, strict=True):
-            before = residency.encodes.num_started, residency.store.stats.num_moves
+            before = residency.encodes.num_started, residency.store.stats.num_relocations
             begin = time.perf_counter()
             llm.generate([prompt], params, use_tqdm=False)
             elapsed = 1000 * (time.perf_counter() - begin)
             num_encodes = residency.encodes.num_started - before[0]
-            num_moves = residency.store.stats.num_moves - before[1]
+            num_relocations = residency.store.stats.num_relocations - before[1]
             if number:
-                check(kind, num_encodes, num_moves)
+                check(kind, num_encodes, num_relocations)
                 milliseconds[kind].append(elapsed)
-                moved += [num_moves] if kind == "moved" else []
-    return milliseconds, statistics.fmean(moved)
+                relocated += [num_relocations] if kind == "relocated" else []
+    return milliseconds, statistics.fmean(relocated)
 
 
-def check(kind: str, num_encodes: int, num_moves: int) -> None:
+def check(kind: str, num_encodes: int, num_relocations: int) -> None:
     """Makes sure that a request did what it is taken for.
 
     In the other order the new first document is where it was encoded, and the one in the middle
     stays if those around it are of one length.
     """
     assert num_encodes == (NUM_IMPORTED if kind == "encoded" else 0), (kind, num_encodes)
-    assert num_moves == 0 if kind == "reused" else num_moves >= NUM_IMPORTED - 2, (kind, num_moves)
+    assert num_relocations == 0 if kind == "reused" else num_relocations >= NUM_IMPORTED - 2, (
+        kind,
+        num_relocations,
+    )
 
 
 def main() -> None:
@@ -108,9 +111,9 @@ def main() -> None:
     begin = time.perf_counter()
     llm.add_schema(schema(args.tokens))
     print(f"compiled in {time.perf_counter() - begin:.2f} s")
-    milliseconds, num_moved = measure(llm, args.runs)
+    milliseconds, num_relocated = measure(llm, args.runs)
     warm = statistics.median(milliseconds["reused"])
-    numbers = {"encoded": NUM_IMPORTED, "moved": num_moved, "reused": NUM_IMPORTED}
+    numbers = {"encoded": NUM_IMPORTED, "relocated": num_relocated, "reused": NUM_IMPORTED}
     cost = {
         kind: (statistics.median(milliseconds[kind]) - warm) / number
         for kind, number in numbers.items()

@@ -125,7 +125,7 @@ class Stress:
             "restores": stats.num_restores,
             "read from disk": stats.num_fetches,
             "prefetched": stats.num_prefetches,
-            "moved": stats.num_moves,
+            "relocated": stats.num_relocations,
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
             "pins": self.counts["pinned"],

@@ -68,7 +68,7 @@ def params_of(module: Element) -> Iterator[Element]:
 def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Schema:
     """Returns a random schema of about `max_words` words at most."""
     root = Element("schema", name=name)
-    # Modules that are moved see nothing but themselves.
+    # Modules that are relocated see nothing but themselves.
     policies = POLICIES if rng.random() < 0.7 else ("isolated",)
     if policies != POLICIES:
         root.set("layout", "compact")
@@ -203,7 +203,7 @@ FIXED_SCHEMAS = tuple(
             for number in (1, 2, 3, 4)
         )
         + """The question follows.</user></schema>""",
-        # Modules that are moved: documents, one in parts, one with a parameter, a choice.
+        # Modules that are relocated: documents, one in parts, one with a parameter, a choice.
         """<schema name="shelf" layout="compact"><user>Books from a shelf follow."""
         + "".join(
             f"<module name='book-{number}'>{random_text(Random(number), 30 * number)}</module>"

@@ -110,8 +110,8 @@ def test_plans_round_trip(seed: int, block_size: int) -> None:
         for key, spec in modules.items():
             assert all(span.key in known for span in spec.sequence.spans)
             known.add(key)
-        for move in packed.moves:
-            modules[move.key] = modules[move.origin].moved(move.key, move.shift)
+        for relocation in packed.relocations:
+            modules[relocation.key] = modules[relocation.origin].relocated(relocation)
         for span in one.sequence.spans:
             assert span.num_tokens <= modules[span.key].num_kept_tokens
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from vllm.v1.request import Request
 
 from vllm_promptcache.plan.codec import unpack_module
-from vllm_promptcache.plan.sequence import ModuleMove, ModuleSpan, ModuleSpec, SequencePlan
+from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
 from vllm_promptcache.store import StoredModule
 
 T = TypeVar("T")
@@ -62,7 +62,8 @@ class ModularRequest:
         sequence: Its plan.
         modules: Packed modules by key: all that `sequence` reads, and their contexts.
         block_size: Tokens a block.
-        moves: Modules that `sequence` reads at another place than where `modules` has them, by key.
+        relocations: Modules that `sequence` reads at another place than where `modules` has them,
+            by key.
         reads_private_blocks: Whether it may share what earlier requests have behind their modules.
         mapped: The modules it reads, set when it is being admitted; None if one is missing.
         num_private_hits: Private blocks it was found to share with an earlier request, set with
@@ -78,7 +79,7 @@ class ModularRequest:
     sequence: SequencePlan
     modules: Mapping[bytes, bytes]
     block_size: int
-    moves: Mapping[bytes, ModuleMove] = field(default_factory=dict)
+    relocations: Mapping[bytes, Relocation] = field(default_factory=dict)
     reads_private_blocks: bool = False
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
     num_private_hits: int = 0
@@ -135,14 +136,13 @@ class ModularRequest:
         Raises:
             PlanError: The plan's packed module is malformed.
         """
-        move = self.moves.get(key)
-        if move is None:
-            return unpack_module(self.modules.get(key), key=key)
-        return unpack_module(self.modules.get(move.origin), key=move.origin).moved(key, move.shift)
+        if (relocation := self.relocations.get(key)) is not None:
+            return self.spec_of(relocation.origin).relocated(relocation)
+        return unpack_module(self.modules.get(key), key=key)
 
     def store_keys(self) -> list[bytes]:
         """Keys in the store of the modules it reads, and of those that they are made from."""
-        origins = [self.store_key(move.origin) for move in self.moves.values()]
+        origins = [self.store_key(found.origin) for found in self.relocations.values()]
         return [key for _, key in self.span_keys()] + origins
 
     def span_keys(self) -> list[tuple[ModuleSpan, bytes]]:

@@ -20,7 +20,7 @@ from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.plan.sequence import ModuleMove, ModuleSpan
+from vllm_promptcache.plan.sequence import ModuleSpan, Relocation
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
@@ -111,7 +111,7 @@ class ModuleResidency:
             self.rejected[request.request_id] = str(error)
             return
         modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
-        modular.moves = {move.key: move for move in plan.moves}
+        modular.relocations = {found.key: found for found in plan.relocations}
         modular.schema = plan.schema
         modular.reads_private_blocks = not request.skip_reading_prefix_cache
         set_block_hasher(request, PrivateBlockHasher(modular))
@@ -259,9 +259,10 @@ class ModuleResidency:
     def _num_blocks_to_provide(self, modular: ModularRequest, span: ModuleSpan) -> int:
         key = modular.store_key(span.key)
         num_blocks = self._num_blocks_to_bring(key, span.num_tokens)
-        if (move := self._move_of(modular, span.key)) is None or self.store.lookup(key) is not None:
+        relocation = self._relocation(modular, span.key)
+        if relocation is None or self.store.lookup(key) is not None:
             return num_blocks
-        origin = modular.store_key(move.origin)
+        origin = modular.store_key(relocation.origin)
         return num_blocks + self._num_blocks_to_bring(origin, span.num_tokens)
 
     def _num_blocks_to_bring(self, key: bytes, num_tokens: int) -> int:
@@ -296,30 +297,31 @@ class ModuleResidency:
     def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
         """Makes a missing module of a plan resident, or starts what will; returns new encodes."""
         store_key = modular.store_key(key)
-        if (move := self._move_of(modular, key)) is not None:
-            return self._move(modular, move)
+        if (relocation := self._relocation(modular, key)) is not None:
+            return self._relocate(modular, relocation)
         if self.tiers.may_have(store_key):
             self._bring_back(modular.request_id, store_key)
         elif not self.encodes.join(store_key, modular.request_id):
             return self._start_encode(modular, key)
         return []
 
-    def _move_of(self, modular: ModularRequest, key: bytes) -> ModuleMove | None:
+    def _relocation(self, modular: ModularRequest, key: bytes) -> Relocation | None:
         """How to make a module from one at another place; None if it cannot be, or needs not."""
-        return modular.moves.get(key) if self.tiers.can_move else None
+        return modular.relocations.get(key) if self.tiers.can_relocate else None
 
-    def _move(self, modular: ModularRequest, move: ModuleMove) -> list[Request]:
+    def _relocate(self, modular: ModularRequest, relocation: Relocation) -> list[Request]:
         """Makes a module from its origin; that one comes first if it is missing."""
         new: list[Request] = []
-        key, origin_key = modular.store_key(move.key), modular.store_key(move.origin)
+        key = modular.store_key(relocation.key)
+        origin_key = modular.store_key(relocation.origin)
         if self.store.lookup(origin_key) is None:
-            new = self._provide(modular, move.origin)
+            new = self._provide(modular, relocation.origin)
             if new:
                 modular.encoded_keys.add(key)
         origin = self.store.lookup(origin_key)
         if origin is not None:
-            kept = modular.spec_of(move.origin).kept_position_runs
-            self.tiers.move(origin, key, kept, move.shift)
+            kept = modular.spec_of(relocation.origin).kept_position_runs
+            self.tiers.relocate(origin, key, kept, relocation.shift)
         return new
 
     def _bring_back(self, holder: str, key: bytes) -> None:

@@ -46,7 +46,7 @@ class HostMove:
 
 
 @dataclass(frozen=True, slots=True)
-class ModuleMove:
+class RelocationCopy:
     """A module is copied to other blocks, with its keys rotated to other positions.
 
     Attributes:
@@ -80,7 +80,7 @@ class StepMetadata(KVConnectorMetadata):
         is_verified: Whether to take their fingerprints.
     """
 
-    moves: list[HostMove | ModuleMove] = field(default_factory=list)
+    moves: list[HostMove | RelocationCopy] = field(default_factory=list)
     checks: list[ModuleBlocks] = field(default_factory=list)
     loads: SlotCopy | None = None
     position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
@@ -90,8 +90,8 @@ class StepMetadata(KVConnectorMetadata):
 
     @property
     def filled_block_ids(self) -> list[int]:
-        """Blocks that modules are moved into."""
-        filled = [move.target for move in self.moves if isinstance(move, ModuleMove)]
+        """Blocks that are filled before the forward pass with modules from elsewhere."""
+        filled = [move.target for move in self.moves if isinstance(move, RelocationCopy)]
         filled += [
             move.module
             for move in self.moves
@@ -119,18 +119,18 @@ class WorkerReport(KVConnectorWorkerMetadata):
     Attributes:
         found: Key, tokens and blocks of modules that are in host memory now.
         absent: Keys of modules that are not there, or not valid.
-        can_move: Whether the worker can move modules to other places.
+        can_relocate: Whether the worker can rotate keys to other positions.
     """
 
     found: list[tuple[bytes, int, int]]
     absent: list[bytes]
-    can_move: bool = False
+    can_relocate: bool = False
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """Joins the reports of two workers; an engine with a disk tier has one."""
         assert isinstance(other, WorkerReport)
         found, absent = self.found + other.found, self.absent + other.absent
-        return WorkerReport(found, absent, self.can_move and other.can_move)
+        return WorkerReport(found, absent, self.can_relocate and other.can_relocate)
 
 
 class StepBuilder:
@@ -155,12 +155,12 @@ class StepBuilder:
         """Fills the blocks of a module from host memory, before any request reads them."""
         self._metadata.moves.append(HostMove("restore", module_blocks(module)))
 
-    def move(
+    def relocate(
         self, source: StoredModule, target: StoredModule, kept: Sequence[Run], shift: int
     ) -> None:
         """Makes a module of one at another place, before any request reads it."""
-        move = ModuleMove(module_blocks(source), module_blocks(target), tuple(kept), shift)
-        self._metadata.moves.append(move)
+        copy = RelocationCopy(module_blocks(source), module_blocks(target), tuple(kept), shift)
+        self._metadata.moves.append(copy)
 
     def fetch(self, key: bytes) -> None:
         """Begins to read a module from disk into host memory."""

@@ -33,7 +33,7 @@ class ModuleTiers:
         has_disk: Whether the workers keep files.
 
     Attributes:
-        can_move: Whether the workers can move modules; they have not said so at first.
+        can_relocate: Whether the workers can relocate modules; they have not said so at first.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ModuleTiers:
         num_host_blocks: int,
         has_disk: bool,
     ) -> None:
-        self.can_move = False
+        self.can_relocate = False
         self.host = HostTier(num_host_blocks)
         self._disk = DiskTier(has_disk)
         self._store = store
@@ -86,7 +86,7 @@ class ModuleTiers:
             self._step.fetch(key)
         return None
 
-    def move(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> bool:
+    def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> bool:
         """Makes a module of one at another place, if there is room (2-pml: relocation).
 
         Args:
@@ -104,8 +104,8 @@ class ModuleTiers:
         blocks = pool.get_new_blocks(num_blocks)
         module = self._store.commit(key, blocks, origin.num_tokens, origin.key)
         self._eviction.use(key)
-        self._step.move(origin, module, kept, shift)
-        self._store.stats.num_moves += 1
+        self._step.relocate(origin, module, kept, shift)
+        self._store.stats.num_relocations += 1
         pool.free_blocks(reversed(origin.blocks))
         pool.free_blocks(reversed(blocks))
         return True
@@ -148,7 +148,7 @@ class ModuleTiers:
 
     def fetched(self, report: WorkerReport) -> None:
         """Takes note of the modules that a worker has read from disk, and of what it can do."""
-        self.can_move |= report.can_move
+        self.can_relocate |= report.can_relocate
         # They may have been encoded and evicted since they were asked for.
         for key in [key for key, *_ in report.found if key in self.host]:
             self._disk.forget(key)

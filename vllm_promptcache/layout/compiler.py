@@ -96,7 +96,7 @@ def _check_pins(schema: Schema, drafts: list[ModuleDraft]) -> None:
 def _check_compact(schema: Schema, drafts: list[ModuleDraft]) -> None:
     if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
         message = '`encode="anchored"` does not go with `layout="compact"`'
-        hint = "a module cannot be moved away from the text that it was encoded behind"
+        hint = "a module cannot be relocated away from the text that it was encoded behind"
         _refuse(schema, schema.location, message, hint)
 
 

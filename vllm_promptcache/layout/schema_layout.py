@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, RoleName
 
 ROOT = 0
@@ -52,19 +52,6 @@ class RoleEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the KV of a module that was moved comes from.
-
-    Attributes:
-        key: Key of the same module at the place where the schema puts it.
-        shift: How far it was moved, in positions.
-    """
-
-    key: bytes
-    shift: int
-
-
-@dataclass(frozen=True, slots=True)
 class ModuleLayout:
     """A prompt module with its place (paper, section 3.3).
 
@@ -95,8 +82,9 @@ class ModuleLayout:
         role_end: The last place where one of its own roles closes.
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
         packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`. Of a
-            module that was moved, that of its origin.
-        origin: Set for a module that was moved (`layout="compact"`).
+            relocated module, that of its origin.
+        relocation: Where its KV comes from if it is not where the schema puts it
+            (`layout="compact"`).
     """
 
     index: int
@@ -121,7 +109,7 @@ class ModuleLayout:
     role_end: RoleEnd | None
     key: bytes
     packed: bytes = field(repr=False)
-    origin: Origin | None = None
+    relocation: Relocation | None = None
 
     @property
     def name(self) -> str:
@@ -179,7 +167,7 @@ class SchemaLayout:
         by_name: Indexes of all modules of a name, in document order.
         has_roles: Whether the schema uses chat roles.
         private: Whether its modules are shared with nobody who has another salt.
-        is_compact: Whether modules are moved to where the prompt imports them. Then the modules
+        is_compact: Whether modules are relocated to where the prompt imports them. Then the modules
             nested in another one all start where its first one does, and take no positions of it.
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.

@@ -14,9 +14,9 @@ import msgspec
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.sequence import (
     KEY_BYTES,
-    ModuleMove,
     ModuleSpan,
     ModuleSpec,
+    Relocation,
     Run,
     SequencePlan,
 )
@@ -38,7 +38,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
         sequence: What the request reads and where its new tokens lie.
         modules: `(key, packed module)` of every module that `sequence` reads, and of their
             contexts.
-        moves: Modules that `sequence` reads at other places than where `modules` has them.
+        relocations: Modules that `sequence` reads at other places than where `modules` has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
     """
 
@@ -46,7 +46,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
     schema: str
     sequence: SequencePlan
     modules: tuple[tuple[bytes, bytes], ...]
-    moves: tuple[ModuleMove, ...]
+    relocations: tuple[Relocation, ...]
     siblings: bytes
 
     @property
@@ -70,11 +70,11 @@ def pack_plan(
     schema: str,
     sequence: SequencePlan,
     modules: Sequence[tuple[bytes, bytes]],
-    moves: Sequence[ModuleMove] = (),
+    relocations: Sequence[Relocation] = (),
     siblings: bytes = b"",
 ) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    plan = PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), tuple(moves), siblings)
+    plan = PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), tuple(relocations), siblings)
     return _encoder.encode(plan)
 
 
@@ -98,8 +98,9 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
     )
     _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
     packed = {key for key, _ in plan.modules}
-    _require(all(move.origin in packed for move in plan.moves), "the origin of a module is missing")
-    packed |= {move.key for move in plan.moves}
+    origins = {relocation.origin for relocation in plan.relocations}
+    _require(origins <= packed, "the origin of a module is missing")
+    packed |= {relocation.key for relocation in plan.relocations}
     _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
     return plan
 

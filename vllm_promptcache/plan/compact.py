@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from vllm_promptcache.layout.moved import Place, moved
+from vllm_promptcache.layout.relocation import Place, relocated
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.resolve import GivenArgument, ResolvedPrompt, TextGroup
 
@@ -27,13 +27,13 @@ def place_compactly(
     """
     placer = _Placer.of(layout, resolved, num_tokens)
     placer.module(layout.root)
-    modules = {m.index: moved(m, placer.places[m.index]) for m in resolved.modules}
-    arguments = tuple(_moved_argument(given, modules) for given in resolved.arguments)
+    modules = {m.index: relocated(m, placer.places[m.index]) for m in resolved.modules}
+    arguments = tuple(_relocated_argument(given, modules) for given in resolved.arguments)
     placed = replace(resolved, modules=tuple(modules.values()), arguments=arguments)
     return placed, [placer.starts[number] for number in range(len(resolved.inner))]
 
 
-def _moved_argument(given: GivenArgument, modules: Mapping[int, ModuleLayout]) -> GivenArgument:
+def _relocated_argument(given: GivenArgument, modules: Mapping[int, ModuleLayout]) -> GivenArgument:
     module = modules[given.module.index]
     return replace(given, module=module, slot=module.parameters[given.slot.name])
 

@@ -99,7 +99,7 @@ def plan_prompt(
 
 
 def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
-    """How much of a module is reused: of a compact one, what is moved in one piece."""
+    """How much of a module is reused: of a compact one, what is relocated in one piece."""
     if not module.cached:
         return PlannedModule(module, 0)
     return PlannedModule(module, module.num_head_tokens if is_compact else module.num_kept_tokens)

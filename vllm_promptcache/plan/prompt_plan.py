@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 from vllm_promptcache.layout.drafts import merge_runs
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.codec import pack_plan
-from vllm_promptcache.plan.sequence import ModuleMove, ModuleSpan, Run, SequencePlan
+from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
 
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
 
@@ -133,7 +133,7 @@ def make_plan(
         sequence=sequence,
         prompt_token_ids=_engine_order(reused, ordered, block_size),
         packed=pack_plan(
-            layout.name, sequence, _packed(layout, reused), _moves(reused), layout.siblings
+            layout.name, sequence, _packed(layout, reused), _relocations(reused), layout.siblings
         ),
     )
 
@@ -205,9 +205,6 @@ def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple
     return list(packed.items())
 
 
-def _moves(reused: Iterable[PlannedModule]) -> list[ModuleMove]:
-    return [
-        ModuleMove(planned.layout.key, origin.key, origin.shift)
-        for planned in reused
-        if (origin := planned.layout.origin) is not None
-    ]
+def _relocations(reused: Iterable[PlannedModule]) -> list[Relocation]:
+    relocations = (planned.layout.relocation for planned in reused)
+    return [relocation for relocation in relocations if relocation is not None]

@@ -43,7 +43,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.start + self.num_tokens
 
 
-class ModuleMove(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class Relocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A module at another place than the one it was laid out for.
 
     Attributes:
@@ -127,8 +127,10 @@ class ModuleSpec(msgspec.Struct, frozen=True, array_like=True):
             first = end
         return runs
 
-    def moved(self, key: bytes, shift: int) -> ModuleSpec:
-        """The same module `shift` positions further on, where its key is `key`."""
-        runs = tuple(Run(run.start + shift, run.num_tokens) for run in self.sequence.position_runs)
+    def relocated(self, relocation: Relocation) -> ModuleSpec:
+        """The same module at another place."""
+        runs = tuple(
+            Run(run.start + relocation.shift, run.num_tokens) for run in self.sequence.position_runs
+        )
         sequence = SequencePlan(self.sequence.spans, runs)
-        return ModuleSpec(key, sequence, self.token_ids, self.kept_runs)
+        return ModuleSpec(relocation.key, sequence, self.token_ids, self.kept_runs)

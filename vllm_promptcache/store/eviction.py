@@ -42,7 +42,7 @@ class Eviction:
     def use(self, key: bytes) -> None:
         """Takes note that a resident module was encoded, or read by a request."""
         if self._ranking is not None and (module := self._store.lookup(key)) is not None:
-            self._ranking.use(key, module.value_a_block)
+            self._ranking.use(key, module.value_per_block)
 
     def make_room(self, num_blocks: int) -> None:
         """Prepares the head of the free list for the pool, which takes `num_blocks` from it next.

@@ -17,8 +17,8 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm_promptcache.compat import publish_block
 from vllm_promptcache.store.history import Histories
 
-MOVE_COST = 0.05
-"""Time to move a module, as a share of that to encode it, about."""
+RELOCATION_COST = 0.05
+"""Time to relocate a module, as a share of that to encode it, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class StoredModule:
         blocks: Its blocks in order; the last one may be partly filled.
         hashes: The hash each block carries as long as it holds this module.
         num_tokens: Kept tokens of the module.
-        origin: Key of the module that it was made from by moving it, None if it was encoded.
+        origin: Key of the module that it was relocated from, None if it was encoded.
     """
 
     key: bytes
@@ -40,9 +40,9 @@ class StoredModule:
     origin: bytes | None = None
 
     @property
-    def value_a_block(self) -> float:
+    def value_per_block(self) -> float:
         """What it costs to have it back, in tokens to be encoded, for each of its blocks."""
-        cost = self.num_tokens * (1.0 if self.origin is None else MOVE_COST)
+        cost = self.num_tokens * (1.0 if self.origin is None else RELOCATION_COST)
         return cost / len(self.blocks)
 
     @property
@@ -70,7 +70,7 @@ class StoreStats:
         num_restores: Modules that came back from there.
         num_fetches: Modules that were read from disk into host memory.
         num_prefetches: Modules that came back before a request asked for them.
-        num_moves: Modules that were made from one at another place.
+        num_relocations: Modules that were made from one at another place.
     """
 
     num_commits: int = 0
@@ -79,7 +79,7 @@ class StoreStats:
     num_restores: int = 0
     num_fetches: int = 0
     num_prefetches: int = 0
-    num_moves: int = 0
+    num_relocations: int = 0
 
 
 @dataclass(slots=True)

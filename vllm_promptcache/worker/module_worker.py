@@ -12,7 +12,7 @@ from vllm.config import VllmConfig
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import ModuleBlocks, ModuleMove, StepMetadata, WorkerReport
+from vllm_promptcache.core.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
@@ -31,7 +31,7 @@ class ModuleWorker:
         copier: Reads and writes slots of all layers.
         block_size: Slots a block.
         host: Modules in host memory.
-        rotary: How the model rotates its keys; None if modules cannot be moved.
+        rotary: How the model rotates its keys; None if modules cannot be relocated.
     """
 
     copier: SlotCopier
@@ -84,8 +84,8 @@ class ModuleWorker:
         Mutates the cache.
         """
         for move in step.moves:
-            if isinstance(move, ModuleMove):
-                self._move(move)
+            if isinstance(move, RelocationCopy):
+                self._relocate(move)
                 if step.is_verified:
                     self._fingerprints[move.target.key] = self._fingerprint(move.target)
             else:
@@ -117,7 +117,7 @@ class ModuleWorker:
         is_new, self._is_rotary_new = self._is_rotary_new, False
         if not (found or absent or is_new):
             return None
-        return WorkerReport(found, absent, can_move=is_new and self.rotary is not None)
+        return WorkerReport(found, absent, can_relocate=is_new and self.rotary is not None)
 
     def forget_model(self) -> None:
         """The model has other weights now: files are found and written for these."""
@@ -129,10 +129,10 @@ class ModuleWorker:
         if self.host.disk is not None:
             self.host.disk.close()
 
-    def _move(self, move: ModuleMove) -> None:
-        assert self.rotary is not None, "the scheduler was told that modules cannot be moved"
-        source, target = move.source.block_ids, move.target.block_ids
-        rotation = self.rotary.between(move)
+    def _relocate(self, copy: RelocationCopy) -> None:
+        assert self.rotary is not None, "the scheduler was told that modules cannot be relocated"
+        source, target = copy.source.block_ids, copy.target.block_ids
+        rotation = self.rotary.between(copy)
         self.copier.rotate_blocks(source, target, rotation, head_size=self.rotary.head_size)
 
     def _copy(self, copy: SlotCopy | None) -> None:

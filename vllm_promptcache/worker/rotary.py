@@ -1,4 +1,4 @@
-"""How a loaded model rotates its keys, if modules can be moved in its KV cache."""
+"""How a loaded model rotates its keys, if modules can be relocated in its KV cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vllm_promptcache.core.slots import ranges
-from vllm_promptcache.core.step import ModuleMove
+from vllm_promptcache.core.step import RelocationCopy
 from vllm_promptcache.kernels.rotation import Rotation
 
 # Attention layers of vLLM that rotate all their keys by `rotary_emb` and store them as they are
@@ -50,11 +50,11 @@ class Rotary:
         rotary = next(iter(rotaries.values()))
         return cls(_cos_sin_cache(rotary), getattr(rotary, "is_neox_style", True), rotary.head_size)
 
-    def between(self, move: ModuleMove) -> Rotation:
-        """The rotation of all tokens of a module that is moved."""
+    def between(self, copy: RelocationCopy) -> Rotation:
+        """The rotation of all tokens of a module that is relocated."""
         device = self.cos_sin_cache.device
-        old = torch.from_numpy(ranges([(r.start, r.num_tokens) for r in move.kept])).to(device)
-        return Rotation.between(self.cos_sin_cache, old, old + move.shift, is_neox=self.is_neox)
+        old = torch.from_numpy(ranges([(r.start, r.num_tokens) for r in copy.kept])).to(device)
+        return Rotation.between(self.cos_sin_cache, old, old + copy.shift, is_neox=self.is_neox)
 
 
 def _cos_sin_cache(rotary: Any) -> torch.Tensor:
