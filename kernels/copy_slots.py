@@ -34,42 +34,32 @@ def copy_slots_triton(
     elements = slot_elements.contiguous()
     for layer in layers_bits:
         shape = layer.shape[1], num_elements, block_size, _WIDTH
-        # Two kernels: all sources are to be read before any target is written.
-        _gather[grid](scratch, layer, read, elements, *shape)
-        _scatter[grid](scratch, layer, write, elements, *shape)
+        # Two launches: all sources are to be read before any target is written.
+        _transfer[grid](scratch, layer, read, elements, *shape, to_scratch=True)
+        _transfer[grid](scratch, layer, write, elements, *shape, to_scratch=False)
 
 
 @triton.jit
-def _gather(  # type: ignore[no-untyped-def]
-    scratch, layer, slots, elements, block_elements, num_elements, block_size, width: tl.constexpr
+def _transfer(  # type: ignore[no-untyped-def]
+    scratch,
+    layer,
+    slots,
+    elements,
+    block_elements,
+    num_elements,
+    block_size,
+    width: tl.constexpr,
+    to_scratch: tl.constexpr,
 ):
-    """Reads some elements of one slot."""
-    rows, places, mask = _addresses(
-        scratch, layer, slots, elements, block_elements, num_elements, block_size, width
-    )
-    tl.store(rows, tl.load(places, mask=mask), mask=mask)
-
-
-@triton.jit
-def _scatter(  # type: ignore[no-untyped-def]
-    scratch, layer, slots, elements, block_elements, num_elements, block_size, width: tl.constexpr
-):
-    """Writes some elements of one slot."""
-    rows, places, mask = _addresses(
-        scratch, layer, slots, elements, block_elements, num_elements, block_size, width
-    )
-    tl.store(places, tl.load(rows, mask=mask), mask=mask)
-
-
-@triton.jit
-def _addresses(  # type: ignore[no-untyped-def]
-    scratch, layer, slots, elements, block_elements, num_elements, block_size, width: tl.constexpr
-):
-    """Where a program's elements are in the scratch memory and in the layer, and which exist."""
+    """Reads some elements of one slot of a layer into the scratch memory, or writes them back."""
     token = tl.program_id(0).to(tl.int64)
     element = tl.program_id(1) * width + tl.arange(0, width)
     mask = element < num_elements
     slot = tl.load(slots + token)
     inside = tl.load(elements + element * block_size + slot % block_size, mask=mask)
-    rows = scratch + token * num_elements + element
-    return rows, layer + slot // block_size * block_elements + inside, mask
+    kept = scratch + token * num_elements + element
+    place = layer + slot // block_size * block_elements + inside
+    if to_scratch:
+        tl.store(kept, tl.load(place, mask=mask), mask=mask)
+    else:
+        tl.store(place, tl.load(kept, mask=mask), mask=mask)

@@ -1,7 +1,7 @@
 """The hooks into vLLM 0.32, and their self-check.
 
 Everything that is not public API of vLLM is named here: in `PRIVATE_NAMES`, in a function below, or
-in `core/scheduler.py`, which overrides the scheduler methods listed under its heading. Each hook
+in a file that a heading there names, which overrides or calls what is listed under it. Each hook
 says what it is for and under which condition it can go. All are idempotent, and none does anything
 for an engine that has prompt modules off.
 """
@@ -106,7 +106,6 @@ PRIVATE_NAMES = {
         "MultiConnector._aggregate_request_finished",
         "MultiConnector.sub_connectors",
     ),
-    "vllm.distributed.kv_transfer.kv_connector.factory": ("KVConnectorFactory._registry",),
     "vllm.distributed.kv_transfer.kv_connector.v1.base": (
         "KVConnectorBase_V1.get_num_new_matched_tokens",
         "KVConnectorBase_V1.handle_preemptions",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import islice
 
 from vllm_promptcache.compat import has_empty_blocks
@@ -24,13 +24,20 @@ class Prefetch:
     Args:
         store: The resident modules.
         tiers: Where others may be.
+        is_on: Whether siblings are to be taken note of.
     """
 
-    def __init__(self, store: ModuleStore, tiers: ModuleTiers) -> None:
+    def __init__(self, store: ModuleStore, tiers: ModuleTiers, *, is_on: bool) -> None:
+        self.is_on = is_on
         self._store = store
         self._tiers = tiers
         # An ordered set: the oldest first.
         self._wanted: dict[bytes, None] = {}
+
+    @property
+    def wanted(self) -> Collection[bytes]:
+        """Modules that are to come back."""
+        return self._wanted.keys()
 
     def want(self, keys: Iterable[bytes]) -> None:
         """Takes note of modules that may be read soon."""
@@ -40,12 +47,11 @@ class Prefetch:
 
     def advance(self) -> None:
         """Brings back some of them, if there is room; to be called once a step."""
-        if not has_empty_blocks(self._store.block_pool, 1):
+        if self._wanted and not has_empty_blocks(self._store.block_pool, 1):
             self._wanted.clear()
         for key in list(islice(self._wanted, MAX_NUM_A_STEP)):
             if not self._is_away(key) or self._bring_back(key):
                 del self._wanted[key]
-        self._tiers.drop_unclaimed(keep=self._wanted)
 
     def _is_away(self, key: bytes) -> bool:
         return self._store.lookup(key) is None and self._tiers.may_have(key)

@@ -71,8 +71,7 @@ class ModuleResidency:
             num_host_blocks=num_host_blocks,
             has_disk=has_disk,
         )
-        self.prefetch = Prefetch(self.store, self.tiers)
-        self._prefetches = prefetches
+        self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
@@ -117,7 +116,7 @@ class ModuleResidency:
         set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
-        if self._prefetches:
+        if self.prefetch.is_on:
             self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
         self._enter(modular)
 
@@ -197,6 +196,7 @@ class ModuleResidency:
         self.pins.expire()
         if not self._waiting:
             self.prefetch.advance()
+            self.tiers.drop_unclaimed(keep=self.prefetch.wanted)
             if not self.pins:
                 return []
         near = self._requests_near_admission(waiting, num_running)

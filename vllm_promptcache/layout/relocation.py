@@ -58,11 +58,9 @@ def relocated(module: ModuleLayout, place: Place) -> ModuleLayout:
 
 def relocated_key(key: bytes, shift: int) -> bytes:
     """Key of the module `key` when it is shifted by that many positions."""
-    return (
-        sha256(b"relocated" + key + shift.to_bytes(8, "big", signed=True)).digest()
-        if shift
-        else key
-    )
+    if shift == 0:
+        return key
+    return sha256(b"relocated" + key + shift.to_bytes(8, "big", signed=True)).digest()
 
 
 def _shift(module: ModuleLayout, place: Place, position: int) -> int:

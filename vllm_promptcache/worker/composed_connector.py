@@ -25,12 +25,9 @@ from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.worker.connector import PromptModuleConnector
 
 # vLLM looks for the class of statistics by the connector's name alone.
-if PromptModuleConnector.__name__ not in KVConnectorFactory._registry:
-    KVConnectorFactory.register_connector(
-        PromptModuleConnector.__name__,
-        PromptModuleConnector.__module__,
-        PromptModuleConnector.__name__,
-    )
+KVConnectorFactory.register_connector(
+    PromptModuleConnector.__name__, PromptModuleConnector.__module__, PromptModuleConnector.__name__
+)
 
 
 def modules_alone() -> KVTransferConfig:
@@ -66,13 +63,14 @@ class ComposedConnector(MultiConnector):
     which blocks they write, since it may still be saving what these held before.
     """
 
+    # vLLM's own; its `build_connector_meta` does the same with it.
     _extra_async_saves: dict[str, int]
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        ours = self._connectors[0]
+        ours, *self._others = self.sub_connectors
         assert isinstance(ours, PromptModuleConnector)
         self.modules: PromptModuleConnector = ours
         self._modular: set[str] = set()
@@ -112,7 +110,7 @@ class ComposedConnector(MultiConnector):
         step = self.modules.build_connector_meta(scheduler_output)
         plain = without(scheduler_output, self._modular, step)
         self._modular -= scheduler_output.finished_req_ids - self._residency.requests.keys()
-        others = (connector.build_connector_meta(plain) for connector in self._connectors[1:])
+        others = (connector.build_connector_meta(plain) for connector in self._others)
         metadata = MultiKVConnectorMetadata(metadata=(step, *others))
         if self._extra_async_saves:
             metadata.extra_async_saves, self._extra_async_saves = self._extra_async_saves, {}

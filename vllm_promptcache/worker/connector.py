@@ -62,8 +62,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         # One of them, by role; set before any call that needs it.
         self._residency: ModuleResidency
         self._worker: ModuleWorker
-        self._model: torch.nn.Module
-        self._layer_names: list[str]
+        self._kv_caches: dict[str, torch.Tensor]
         if role == KVConnectorRole.WORKER:
             after_prepare_inputs(apply_position_offsets)
             after_initialize_kv_cache(_bind_model)
@@ -125,14 +124,12 @@ class PromptModuleConnector(KVConnectorBase_V1):
     # Worker side
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Probes the KV cache's layout and makes the copies ready."""
-        self._layer_names = list(kv_caches)
-        self._worker = ModuleWorker.create(self._vllm_config, kv_caches, lambda: self._model)
+        """Takes note of the KV caches; the model follows."""
+        self._kv_caches = kv_caches
 
     def bind_model(self, model: torch.nn.Module) -> None:
-        """Gives the connector the model, once the KV caches are registered."""
-        self._model = model
-        self._worker.bind_model(model, self._layer_names)
+        """Makes copies and files ready, once the KV caches are registered."""
+        self._worker = ModuleWorker.create(self._vllm_config, self._kv_caches, model)
 
     def forget_model(self) -> None:
         """Takes note that the model has other weights now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +36,8 @@ class ModuleWorker:
     copier: SlotCopier
     block_size: int
     host: HostStore
-    rotary: Rotary | None = None
-    _is_rotary_new: bool = False
+    rotary: Rotary | None
+    _has_reported: bool = False
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
 
     @classmethod
@@ -46,14 +45,14 @@ class ModuleWorker:
         cls,
         vllm_config: VllmConfig,
         kv_caches: dict[str, torch.Tensor],
-        model: Callable[[], torch.nn.Module],
+        model: torch.nn.Module,
     ) -> ModuleWorker:
-        """Probes how the backend lays out the KV of a slot.
+        """Probes how the backend lays out the KV of a slot, and how the model rotates its keys.
 
         Args:
             vllm_config: The engine's.
             kv_caches: KV cache of each layer.
-            model: Returns the model, which may be loaded later.
+            model: The model; its weights may change later.
 
         Raises:
             ValueError: The layout is not one that can be copied slot by slot.
@@ -72,10 +71,11 @@ class ModuleWorker:
             disk = DiskStore(
                 Path(config.dir),
                 int(config.dir_size * 2**30),
-                lambda: model_fingerprint(weights_of(model()), kv_caches, layout),
+                lambda: model_fingerprint(weights_of(model), kv_caches, layout),
             )
         host = HostStore(copier, disk)
-        return cls(copier, vllm_config.cache_config.block_size, host)
+        rotary = Rotary.find(model, kv_caches)
+        return cls(copier, vllm_config.cache_config.block_size, host, rotary)
 
     def begin(self, step: StepMetadata) -> None:
         """Moves modules to and from host memory and to other places, in the order given; then
@@ -106,18 +106,13 @@ class ModuleWorker:
             if step.is_verified:
                 self._fingerprints[module.key] = self._fingerprint(module)
 
-    def bind_model(self, model: torch.nn.Module, layer_names: Iterable[str]) -> None:
-        """Finds out how the model rotates its keys; the next report says whether it was found."""
-        self.rotary = Rotary.find(model, layer_names)
-        self._is_rotary_new = True
-
     def report(self) -> WorkerReport | None:
         """Tells what was read from disk and, once, what the worker can do; None if no news."""
         found, absent = self.host.take_read()
-        is_new, self._is_rotary_new = self._is_rotary_new, False
-        if not (found or absent or is_new):
+        if not (found or absent) and self._has_reported:
             return None
-        return WorkerReport(found, absent, can_relocate=is_new and self.rotary is not None)
+        self._has_reported = True
+        return WorkerReport(found, absent, can_relocate=self.rotary is not None)
 
     def forget_model(self) -> None:
         """The model has other weights now: files are found and written for these."""
