@@ -6,14 +6,36 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 # A prompt: text (plain or PML), or token ids.
 Prompt = str | list[int]
+
+
+def in_process(run: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Calls `run` in a new process, which takes its engine with it when it ends."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(run, args, options)
+
+
+def inspected_engine(model: str, **options: Any) -> Any:
+    """Starts an engine in this process, so that its counters can be looked at."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm_promptcache import LLM
+
+    return LLM(model, **{"enforce_eager": True, "disable_log_stats": True, **options})
+
+
+def scheduler_of(llm: Any) -> Any:
+    """The scheduler of an `inspected_engine`."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +109,7 @@ def _serve(connection: Connection, model: str, modular: bool, options: dict[str,
     try:
         calls = _Calls(model, modular, options)
         connection.send(None)
+    # Whatever it is: this process has no other way to say it than to the one that waits for it.
     except Exception as error:
         connection.send(RuntimeError(f"the engine did not start: {error}"))
         return
@@ -97,6 +120,7 @@ def _serve(connection: Connection, model: str, modular: bool, options: dict[str,
             return
         try:
             connection.send(getattr(calls, name)(*args))
+        # As above.
         except Exception as error:
             connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
 

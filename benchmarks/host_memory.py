@@ -11,7 +11,6 @@ times; the difference to their median is what bringing the module costs.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from benchmarks.engines import Spread
+from benchmarks.engines import Spread, inspected_engine, scheduler_of
 from benchmarks.workloads import words
 
 BLOCK_SIZE = 32
@@ -63,18 +62,12 @@ class HostMemory:
     @classmethod
     def start(cls, model: str) -> HostMemory:
         """Starts an engine in this process."""
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to look at the engine's counters
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        from vllm_promptcache import LLM
-
-        llm = LLM(
+        llm = inspected_engine(
             model,
-            enforce_eager=True,
             max_model_len=MAX_MODEL_LEN,
             block_size=BLOCK_SIZE,
             kv_cache_memory_bytes=1 << 30,
             num_gpu_blocks_override=MAX_MODEL_LEN // BLOCK_SIZE + 1,  # one is vLLM's null block
-            disable_log_stats=True,
             prompt_modules={"host_memory": 1.0},
         )
         return cls(llm)
@@ -93,7 +86,7 @@ class HostMemory:
 
     @property
     def _scheduler(self) -> Any:
-        return self.llm.llm_engine.engine_core.engine_core.scheduler
+        return scheduler_of(self.llm)
 
     @property
     def _counts(self) -> tuple[int, int]:

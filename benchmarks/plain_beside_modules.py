@@ -10,13 +10,12 @@ alone take 90 % of the pool. Each setting is an engine of its own and gets the s
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from benchmarks.engines import in_process, inspected_engine, scheduler_of
 from benchmarks.workloads import words
 
 BLOCK_SIZE = 32
@@ -91,18 +90,12 @@ def make_schema() -> str:
 
 def run(model: str, setting: Setting, num_requests: int, exponent: float) -> list[Quarter]:
     """Runs all prompts in a setting; the first item is the pool before them."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to look at the engine's store
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_promptcache import LLM
-
-    llm = LLM(
+    llm = inspected_engine(
         model,
-        enforce_eager=True,
         max_model_len=1024,
         block_size=BLOCK_SIZE,
         kv_cache_memory_bytes=1 << 30,
         num_gpu_blocks_override=NUM_BLOCKS,
-        disable_log_stats=True,
         prompt_modules={"eviction": setting.eviction},
     )
     if setting.has_modules:
@@ -128,15 +121,8 @@ def ask(llm: Any, prompts: list[list[int]]) -> Quarter:
 
 def num_module_blocks(llm: Any) -> int:
     """Blocks that hold modules."""
-    store = llm.llm_engine.engine_core.engine_core.scheduler.module_store
+    store = scheduler_of(llm).module_store
     return sum(len(module.blocks) for module in store.modules.values())
-
-
-def in_process(*args: Any) -> list[Quarter]:
-    """Calls `run` in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        quarters: list[Quarter] = pool.apply(run, args)
-    return quarters
 
 
 def show(results: dict[str, list[Quarter]]) -> None:
@@ -166,7 +152,7 @@ def main() -> None:
         from vllm_promptcache.models import embedded_model
 
         args.model = str(embedded_model())
-    show({s.name: in_process(args.model, s, args.requests, args.exponent) for s in SETTINGS})
+    show({s.name: in_process(run, args.model, s, args.requests, args.exponent) for s in SETTINGS})
 
 
 if __name__ == "__main__":

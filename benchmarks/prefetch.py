@@ -11,15 +11,13 @@ turns.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any
 
+from benchmarks.engines import in_process, inspected_engine, scheduler_of
 from benchmarks.workloads import words
 
 BLOCK_SIZE = 32
@@ -81,15 +79,10 @@ def run(model: str, folder: str, share: float, *, prefetch: bool, warm: bool = F
         prefetch: The engine's option.
         warm: Only encode all modules, so that they are on disk.
     """
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to look at the engine's counters
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import SamplingParams
 
-    from vllm_promptcache import LLM
-
-    llm = LLM(
+    llm = inspected_engine(
         model,
-        enforce_eager=True,
         max_model_len=4096,
         block_size=BLOCK_SIZE,
         kv_cache_memory_bytes=2 << 30,
@@ -103,7 +96,7 @@ def run(model: str, folder: str, share: float, *, prefetch: bool, warm: bool = F
     outputs = [
         llm.generate([prompt], params, use_tqdm=False)[0] for prompt in ([] if warm else trace())
     ]
-    residency = llm.llm_engine.engine_core.engine_core.scheduler.residency
+    residency = scheduler_of(llm).residency
     stats = residency.store.stats
     llm.llm_engine.engine_core.shutdown()  # waits for the files
     milliseconds = [1000 * output.metrics.first_token_latency for output in outputs]
@@ -111,21 +104,14 @@ def run(model: str, folder: str, share: float, *, prefetch: bool, warm: bool = F
     return Run(milliseconds, stats.num_restores, stats.num_prefetches, num_encodes)
 
 
-def in_process(*args: Any, **options: Any) -> Run:
-    """Calls `run` in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found: Run = pool.apply(run, args, options)
-    return found
-
-
 def measure(model: str, num_runs: int) -> Iterator[tuple[float, bool, Run]]:
     """Share of the KV cache, setting and run."""
     with tempfile.TemporaryDirectory() as folder:
-        in_process(model, folder, 1.0, prefetch=False, warm=True)
+        in_process(run, model, folder, 1.0, prefetch=False, warm=True)
         for share in (1.0, 0.25):
             for _ in range(num_runs):
                 for prefetch in (False, True):
-                    yield share, prefetch, in_process(model, folder, share, prefetch=prefetch)
+                    yield share, prefetch, in_process(run, model, folder, share, prefetch=prefetch)
 
 
 def show(results: list[tuple[float, bool, Run]]) -> None:

@@ -10,13 +10,13 @@ to their places), one with another order relocates them, and the same again find
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from benchmarks.engines import inspected_engine, scheduler_of
 from benchmarks.workloads import words
 
 NUM_DOCUMENTS = 200
@@ -52,7 +52,7 @@ def measure(llm: Any, num_runs: int) -> tuple[dict[str, list[float]], float]:
     from vllm import SamplingParams
 
     params = SamplingParams(max_tokens=1, temperature=0.0)
-    residency = llm.llm_engine.engine_core.engine_core.scheduler.residency
+    residency = scheduler_of(llm).residency
     milliseconds: dict[str, list[float]] = {kind: [] for kind in KINDS}
     relocated: list[int] = []
     # The first run tells the scheduler that the workers can relocate modules.
@@ -89,21 +89,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=500, help="a document, about")
     parser.add_argument("--runs", type=int, default=9)
     args = parser.parse_args()
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to look at the engine's counters
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from rich.console import Console
     from rich.table import Table
 
-    from vllm_promptcache import LLM
     from vllm_promptcache.models import embedded_model
 
-    llm = LLM(
+    llm = inspected_engine(
         args.model or str(embedded_model()),
-        enforce_eager=True,
         max_model_len=8192,
         max_num_batched_tokens=8192,
         kv_cache_memory_bytes=4 << 30,
-        disable_log_stats=True,
         prompt_modules={},
     )
     begin = time.perf_counter()

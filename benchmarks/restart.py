@@ -9,15 +9,13 @@ the engine: reading, checking and copying them, or encoding them.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
 
+from benchmarks.engines import in_process, inspected_engine, scheduler_of
 from benchmarks.workloads import words
 
 
@@ -40,17 +38,12 @@ class Run:
 
 def start(model: str, folder: str, num_modules: int, num_words: int) -> Run:
     """Starts an engine, uses all modules of a schema and waits until they are on disk."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # to look at the engine's counters
-    from vllm_promptcache import LLM
-
     num_blocks = num_modules * (num_words // 32 + 8)
-    llm = LLM(
+    llm = inspected_engine(
         model,
-        enforce_eager=True,
         max_model_len=2048,
         kv_cache_memory_bytes=4 << 30,
         num_gpu_blocks_override=num_blocks,
-        disable_log_stats=True,
         prompt_modules={"dir": folder},
     )
     rng = Random(0)
@@ -60,18 +53,11 @@ def start(model: str, folder: str, num_modules: int, num_words: int) -> Run:
     begin = time.perf_counter()
     llm.add_schema(schema, warm=True)
     seconds = time.perf_counter() - begin
-    residency = llm.llm_engine.engine_core.engine_core.scheduler.residency
+    residency = scheduler_of(llm).residency
     num_encodes = residency.encodes.num_started
     llm.llm_engine.engine_core.shutdown()  # waits for the files
     sizes = [path.stat().st_size for path in Path(folder).glob("*/*.safetensors")]
     return Run(seconds, num_encodes, residency.store.stats.num_fetches, sum(sizes))
-
-
-def in_process(*args: Any) -> Run:
-    """Runs `start` in a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        run: Run = pool.apply(start, args)
-    return run
 
 
 def main() -> None:
@@ -89,7 +75,7 @@ def main() -> None:
     for number in range(args.runs):
         with tempfile.TemporaryDirectory() as folder:
             cold, warm = (
-                in_process(args.model, folder, args.modules, args.tokens) for _ in range(2)
+                in_process(start, args.model, folder, args.modules, args.tokens) for _ in range(2)
             )
         print(
             f"run {number}: encode {cold.seconds:.2f} s ({cold.num_encodes} encodes), restart "

@@ -51,6 +51,7 @@ def stress(folder: Path, num_operations: int, seed: int) -> str:
         run = Stress(llm, Reference(model), seed)
         try:
             run.run(num_operations)
+        # Raised again, with what is needed to do it again.
         except Exception as error:
             log = "\n".join(run.log)
             raise AssertionError(f"seed {seed}: {error!r}\n{run.report()}\n{log}") from error

@@ -10,6 +10,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.core.demand import BlockDemand
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.prefetch import Prefetch
@@ -20,7 +21,7 @@ from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan, Relocation
+from vllm_promptcache.plan.sequence import Relocation
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
@@ -73,6 +74,7 @@ class ModuleResidency:
         )
         self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
+        self._block_demand = BlockDemand(self.store, self.tiers, self.encodes, block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
         self._blocked: str | None = None
@@ -218,7 +220,7 @@ class ModuleResidency:
         if first is None or not self.pins:
             return
         modular = self.get(first)
-        if self._num_blocks_needed(first, modular) > self._pool.get_num_free_blocks():
+        if self._demand(first, modular) > self._pool.get_num_free_blocks():
             self.pins.give_way([key for _, key in modular.span_keys()] if modular else [])
 
     def _requests_near_admission(
@@ -229,7 +231,7 @@ class ModuleResidency:
         room = self._pool.get_num_free_blocks() - num_running
         for request in islice(waiting, HORIZON):
             modular = self.get(request)
-            room -= self._num_blocks_needed(request, modular)
+            room -= self._demand(request, modular)
             # With nothing running, what holds the pool are pins: the first request gets all of it.
             if room < 0 and (near or num_running or modular is None):
                 self._blocked = request.request_id if modular is not None else None
@@ -247,32 +249,9 @@ class ModuleResidency:
         self._is_behind_blocked |= request.request_id == self._blocked
         return self._is_behind_blocked or request.request_id in self.rejected
 
-    def _num_blocks_needed(self, request: Request, modular: ModularRequest | None) -> int:
-        if modular is None:
-            return self._num_blocks(request.num_tokens)
-        if modular.request_id in self._held:
-            return modular.num_own_blocks
-        return modular.num_own_blocks + sum(
-            self._num_blocks_to_provide(modular, span) for span in modular.sequence.spans
-        )
-
-    def _num_blocks_to_provide(self, modular: ModularRequest, span: ModuleSpan) -> int:
-        key = modular.store_key(span.key)
-        num_blocks = self._num_blocks_to_bring(key, span.num_tokens)
-        relocation = self._relocation(modular, span.key)
-        if relocation is None or self.store.lookup(key) is not None:
-            return num_blocks
-        origin = modular.store_key(relocation.origin)
-        return num_blocks + self._num_blocks_to_bring(origin, span.num_tokens)
-
-    def _num_blocks_to_bring(self, key: bytes, num_tokens: int) -> int:
-        if (module := self.store.lookup(key)) is not None:
-            return sum(block.ref_cnt == 0 for block in module.blocks)
-        # An encode that is under way counts for itself.
-        return 0 if key in self.encodes else self._num_blocks(num_tokens)
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._block_size)
+    def _demand(self, request: Request, modular: ModularRequest | None) -> int:
+        is_held = modular is not None and modular.request_id in self._held
+        return self._block_demand.of(request, modular, is_held=is_held)
 
     def _hold(self, modular: ModularRequest) -> list[Request]:
         """Pins what is resident of `modular` and starts encodes of the rest, contexts first."""
@@ -297,17 +276,13 @@ class ModuleResidency:
     def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
         """Makes a missing module of a plan resident, or starts what will; returns new encodes."""
         store_key = modular.store_key(key)
-        if (relocation := self._relocation(modular, key)) is not None:
+        if (relocation := self.tiers.relocation_of(modular, key)) is not None:
             return self._relocate(modular, relocation)
         if self.tiers.may_have(store_key):
             self._bring_back(modular.request_id, store_key)
         elif not self.encodes.join(store_key, modular.request_id):
             return self._start_encode(modular, key)
         return []
-
-    def _relocation(self, modular: ModularRequest, key: bytes) -> Relocation | None:
-        """How to make a module from one at another place; None if it cannot be, or needs not."""
-        return modular.relocations.get(key) if self.tiers.can_relocate else None
 
     def _relocate(self, modular: ModularRequest, relocation: Relocation) -> list[Request]:
         """Makes a module from its origin; that one comes first if it is missing."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from vllm_promptcache.compat import before_allocation, has_empty_blocks
+from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.step import StepBuilder, WorkerReport
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.store import (
     DiskTier,
     Eviction,
@@ -85,6 +86,10 @@ class ModuleTiers:
         if self._disk.ask(key):
             self._step.fetch(key)
         return None
+
+    def relocation_of(self, modular: ModularRequest, key: bytes) -> Relocation | None:
+        """How to make a module of a plan from one at another place; None if it is encoded there."""
+        return modular.relocations.get(key) if self.can_relocate else None
 
     def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> bool:
         """Makes a module of one at another place, if there is room (2-pml: relocation).

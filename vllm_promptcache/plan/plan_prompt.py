@@ -10,6 +10,7 @@ from vllm_promptcache.plan.chat import Conversation, close_with_user
 from vllm_promptcache.plan.compact import place_compactly
 from vllm_promptcache.plan.new_tokens import (
     TextFrame,
+    TokenIds,
     check_size,
     place_arguments,
     place_text,
@@ -23,7 +24,7 @@ from vllm_promptcache.plan.prompt_plan import (
     repeated_tokens,
     without_last,
 )
-from vllm_promptcache.plan.resolve import TextGroup, resolve_prompt
+from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
 from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
@@ -71,14 +72,7 @@ def plan_prompt(
         frame = TextFrame(before=conversation.tools, behind=conversation.turns)
     check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
-
-    def num_tokens(group: TextGroup) -> int:
-        return sum(len(token_ids[piece.text]) for piece in group.pieces)
-
-    if layout.is_compact:
-        resolved, starts = place_compactly(layout, resolved, num_tokens)
-    else:
-        starts = place_in_gaps(prompt, layout, resolved, num_tokens)
+    resolved, starts = _place(prompt, layout, resolved, token_ids)
     reused = [_reused(module, is_compact=layout.is_compact) for module in resolved.modules]
     new = [
         *place_arguments(prompt, resolved, token_ids),
@@ -96,6 +90,19 @@ def plan_prompt(
         )
         raise pml_error(prompt.source, prompt.location, message, "leave out modules or text")
     return plan
+
+
+def _place(
+    prompt: Prompt, layout: SchemaLayout, resolved: ResolvedPrompt, token_ids: TokenIds
+) -> tuple[ResolvedPrompt, list[int]]:
+    """The prompt with its modules where they are in it, and where each inner text begins."""
+
+    def num_tokens(group: TextGroup) -> int:
+        return sum(len(token_ids[piece.text]) for piece in group.pieces)
+
+    if layout.is_compact:
+        return place_compactly(layout, resolved, num_tokens)
+    return resolved, place_in_gaps(prompt, layout, resolved, num_tokens)
 
 
 def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
