@@ -91,7 +91,7 @@ class ModuleTiers:
         """How to make a module of a plan from one at another place; None if it is encoded there."""
         return modular.relocations.get(key) if self.can_relocate else None
 
-    def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> bool:
+    def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> None:
         """Makes a module of one at another place, if there is room (2-pml: relocation).
 
         Args:
@@ -103,7 +103,7 @@ class ModuleTiers:
         pool, num_blocks = self._store.block_pool, len(origin.blocks)
         num_free = pool.get_num_free_blocks() - sum(b.ref_cnt == 0 for b in origin.blocks)
         if num_blocks > num_free:
-            return False
+            return
         # It must not give way to its own copy.
         pool.touch(origin.blocks)
         blocks = pool.get_new_blocks(num_blocks)
@@ -113,7 +113,6 @@ class ModuleTiers:
         self._store.stats.num_relocations += 1
         pool.free_blocks(reversed(origin.blocks))
         pool.free_blocks(reversed(blocks))
-        return True
 
     def _fits(self, kept: HostModule) -> bool:
         return has_empty_blocks(self._store.block_pool, kept.num_blocks)

@@ -43,11 +43,11 @@ class Rotary:
             None if it is not known how the model rotates its keys.
         """
         parents = [model.get_submodule(name.rpartition(".")[0]) for name in layer_names]
-        rotaries = {id(found): found for p in parents if (found := getattr(p, "rotary_emb", None))}
-        is_known = all(type(parent).__name__ in _KNOWN for parent in parents)
-        if not is_known or len(rotaries) != 1:
+        if not all(type(parent).__name__ in _KNOWN for parent in parents):
             return None
-        rotary = next(iter(rotaries.values()))
+        rotary, *others = (getattr(parent, "rotary_emb", None) for parent in parents)
+        if rotary is None or any(other is not rotary for other in others):
+            return None
         return cls(_cos_sin_cache(rotary), getattr(rotary, "is_neox_style", True), rotary.head_size)
 
     def between(self, copy: RelocationCopy) -> Rotation:
