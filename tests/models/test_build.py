@@ -155,10 +155,19 @@ def test_a_missing_converter_package_is_named_before_the_download(
 def test_a_python_without_pip_is_told_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    def no_distribution(name: str) -> None:
+        raise build.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(build.metadata, "distribution", no_distribution)
 
     with pytest.raises(ModelError, match=r"no pip\nhint: run .* -m ensurepip"):
         build_model(tiny_spec(), tmp_path, copy_gguf)
+
+
+def test_vllm_can_be_imported_after_the_packages_were_looked_for() -> None:
+    """Its import of setuptools fails, on Python 3.11, once something has looked for pip."""
+    code = "from vllm_promptcache.models import build; build._check_packages(); import setuptools"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.usefixtures("package_index")

@@ -89,7 +89,11 @@ def _first_token_s(llm: LLM, pml: str, *, reuse: bool) -> float:
 
 def _generate(llm: LLM, pml: str, *, reuse: bool, max_tokens: int) -> RequestOutput:
     params = SamplingParams(
-        temperature=0.0, frequency_penalty=FREQUENCY_PENALTY, max_tokens=max_tokens
+        temperature=0.0,
+        frequency_penalty=FREQUENCY_PENALTY,
+        max_tokens=max_tokens,
+        # A run must not find what the same prompt's last one has left behind its modules.
+        skip_reading_prefix_cache=True,
     )
     return llm.generate(pml, params, reuse=reuse, use_tqdm=False)[0]
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
@@ -114,8 +115,14 @@ def _build(spec: ModelSpec, target: Path, downloads: Path, converter: Converter)
 
 
 def _check_packages() -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise ModelError("this Python has no pip", hint=f"run {sys.executable} -m ensurepip")
+    # Not `find_spec`: to setuptools, looking for pip's module means that pip runs, and up to Python
+    # 3.11 setuptools, and so vLLM, cannot be imported after that.
+    try:
+        metadata.distribution("pip")
+    except metadata.PackageNotFoundError:
+        raise ModelError(
+            "this Python has no pip", hint=f"run {sys.executable} -m ensurepip"
+        ) from None
     for package in _CONVERTER_PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ModelError(
