@@ -27,7 +27,8 @@ def module(
 
 def span(spec: ModuleSpec, num_tokens: int | None = None) -> ModuleSpan:
     """A span of the whole module, or of its first tokens."""
-    return ModuleSpan(spec.key, spec.num_kept_tokens if num_tokens is None else num_tokens)
+    num_kept = spec.num_kept_tokens
+    return ModuleSpan(spec.key, num_kept, (Run(0, num_kept if num_tokens is None else num_tokens),))
 
 
 def request(

@@ -6,6 +6,7 @@ from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.residency import MAX_ENCODES_PER_MODULE, ModuleResidency
 from vllm_promptcache.core.step import WorkerReport
+from vllm_promptcache.plan.sequence import ModuleSpan, Run
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
 from .plans import BLOCK_SIZE, module, raw_request, request, span
@@ -198,9 +199,9 @@ def test_a_plan_that_lacks_a_module_of_a_context_is_rejected_with_its_waiter():
     assert all("malformed" in reason for reason in rejected.values())
 
 
-def test_a_span_longer_than_its_module_is_rejected():
+def test_a_span_that_does_not_fit_its_module_is_rejected():
     engine = Engine()
-    engine.add(user := request("1", [span(A, 12)], [A]))
+    engine.add(user := request("1", [ModuleSpan(A.key, 12, (Run(0, 12),))], [A]))
     engine.prepare()
     engine.run_encodes()
     assert engine.residency.map(engine.residency.get(user)) is None

@@ -128,8 +128,8 @@ def check_explanation(explanation: dict[str, Any], block_size: int) -> None:
     assert explanation["num_new_tokens"] == num_new
     assert explanation["num_tokens"] == sum(num_cached) + num_new
     for module, num_kept in zip(explanation["modules"], num_cached, strict=True):
-        blocks = module["num_full_blocks"], module["num_tail_tokens"]
-        assert blocks == divmod(num_kept, block_size), module["path"]
+        num_whole = module["num_full_blocks"] * block_size
+        assert num_whole + module["num_tail_tokens"] == num_kept, module["path"]
 
 
 def modules_only(params: SamplingParams) -> SamplingParams:

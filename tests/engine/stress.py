@@ -278,10 +278,11 @@ class Stress:
         config = self.llm.llm_engine.vllm_config.cache_config
         modules, size = live.explanation["modules"], config.block_size
         num_shared = sum(module["num_full_blocks"] for module in modules)
-        num_tails = sum(module["num_tail_tokens"] > 0 for module in modules)
+        # With blocks for placeholders, which the modules may not have: the engine decides.
+        num_modules = sum(-(-len(m["token_ids"]) // size) for m in modules if any(m["kept"]))
         num_tokens = live.explanation["num_tokens"] + num_generated
         num_own = -(-num_tokens // size) - num_shared
-        return num_shared + num_tails + num_own > config.num_gpu_blocks - 1
+        return num_modules + num_own > config.num_gpu_blocks - 1
 
     def _check(self) -> None:
         scheduler_of(self.llm).check_integrity()

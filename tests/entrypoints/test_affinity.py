@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from vllm_promptcache.entrypoints import affinity
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
-from vllm_promptcache.plan.sequence import ModuleSpan
+from vllm_promptcache.plan.sequence import ModuleSpan, Run
 
 
 def spans(*names: str, num_tokens: int = 10) -> list[ModuleSpan]:
-    return [ModuleSpan(name.encode().ljust(32), num_tokens) for name in names]
+    runs = (Run(0, num_tokens),)
+    return [ModuleSpan(name.encode().ljust(32), num_tokens, runs) for name in names]
 
 
 def test_a_request_follows_its_modules() -> None:

@@ -7,7 +7,7 @@ from random import Random
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from tests.generators.schemas import Schema, append_text, choices_in, params_of
+from tests.generators.schemas import Schema, append_text, choices_in, params_of, random_repair
 from tests.generators.words import WORDS, random_text
 
 
@@ -18,6 +18,10 @@ def random_prompt(rng: Random, schema: Schema) -> str:
     to say.
     """
     prompt = Element("prompt", schema=schema.name)
+    if rng.random() < 0.15:
+        prompt.set("encode", "exact")
+    if rng.random() < 0.3:
+        prompt.set("repair", random_repair(rng))
     names = Counter(module.attrib["name"] for module in schema.root.iter("module"))
     ambiguous = {name for name, count in names.items() if count > 1}
     for element in _imports(rng, schema.root):

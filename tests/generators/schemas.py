@@ -73,9 +73,31 @@ def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Sche
     if policies != POLICIES:
         root.set("layout", "compact")
     if rng.random() < 0.6:
-        root.set("encode", rng.choice(policies))
+        root.set("encode", rng.choice((*policies, "exact") if rng.random() < 0.3 else policies))
+    if rng.random() < 0.2:
+        root.set("repair", random_repair(rng))
     _Filler(rng, max_words, policies).fill(root, depth=0)
+    paths = list(_cached_paths(rng, root))
+    if len(paths) > 1 and rng.random() < 0.5:
+        num_members = min(len(paths), rng.randint(2, 3))
+        SubElement(root, "scaffold", modules=" ".join(rng.sample(paths, k=num_members)))
     return Schema(ElementTree.tostring(root, encoding="unicode"), root)
+
+
+def random_repair(rng: Random) -> str:
+    """Returns a random value for the attribute `repair`."""
+    tokens = rng.choice((1, 8, 31, 32, 33, 100))
+    return rng.choice(("none", f"head:{tokens}", f"tail:{tokens}", f"spread:{rng.randint(1, 100)}"))
+
+
+def _cached_paths(rng: Random, element: Element, above: str = "") -> Iterator[str]:
+    """Paths of the cached modules below `element`, of those that exclude each other only one."""
+    for choice in choices_in(element):
+        module = rng.choice(choice)
+        path = f"{above}{module.attrib['name']}"
+        if module.get("cache") != "false":
+            yield path
+        yield from _cached_paths(rng, module, f"{path}/")
 
 
 class _Filler:

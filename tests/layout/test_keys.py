@@ -69,7 +69,9 @@ def test_packed_module_says_how_to_encode_it() -> None:
     layout = Compiler().compile(TREE, 'encode="anchored"')
     root, a, b = layout.modules
     spec = unpack_module(a.packed, key=a.key)
-    assert spec.sequence == SequencePlan((ModuleSpan(root.key, 2),), (Run(2, 4), Run(7, 1)))
+    assert spec.sequence == SequencePlan(
+        (ModuleSpan(root.key, root.num_kept_tokens, (Run(0, 2),)),), (Run(2, 4), Run(7, 1))
+    )
     assert spec.token_ids == a.token_ids
     assert spec.kept_runs == (Run(0, 1), Run(3, 2))
     assert spec.num_kept_tokens == a.num_kept_tokens == 3

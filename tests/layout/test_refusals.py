@@ -8,6 +8,8 @@ from tests.layout.compiling import Compiler
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import UnsupportedError
 
+SCAFFOLD = "<scaffold modules='a b'/>"
+
 
 def test_longer_than_the_model() -> None:
     children = "one <union><module name='a'>two</module><module name='b'>two three</module></union>"
@@ -24,11 +26,19 @@ def test_a_compact_layout_has_no_anchored_modules() -> None:
     assert error.message == '`encode="anchored"` does not go with `layout="compact"`'
 
 
-def test_scaffolds_are_not_there_yet() -> None:
-    children = "<module name='a'/>\n<module name='b'/>\n<scaffold modules='a b'/>"
-    error = Compiler().refused(children)
-    assert error.message == "`<scaffold>` is not supported yet"
+def test_scaffolds_that_no_prompt_can_use() -> None:
+    modules = "<union><module name='a'>1</module>\n<module name='b'>2</module></union>"
+    error = Compiler().refused(f"{modules}\n<scaffold modules='a b'/>")
+    assert error.message == "the scaffold names `a` and `b`"
+    assert "members of one union" in error.hint
     assert (error.line, error.column) == (3, 1)
+    error = Compiler().refused("<module name='a'/><module name='b' cache='false'/>" + SCAFFOLD)
+    assert error.message == 'the scaffold names `b`, which has `cache="false"`'
+
+
+def test_modules_of_exact_schemas_cannot_be_pinned() -> None:
+    error = Compiler().refused('<module name="a" pin="true">one</module>', 'encode="exact"')
+    assert error.message == 'modules of a schema with `encode="exact"` cannot be pinned'
 
 
 def test_a_tokenizer_without_placeholder() -> None:

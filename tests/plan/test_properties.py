@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 from hypothesis import HealthCheck, given, reject, settings
@@ -17,8 +18,9 @@ from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout,
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.plan.codec import unpack_module, unpack_plan
 from vllm_promptcache.plan.plan_prompt import plan_prompt
-from vllm_promptcache.plan.prompt_plan import baseline, warm_plans
-from vllm_promptcache.pml import parse_prompt, parse_schema
+from vllm_promptcache.plan.prompt_plan import baseline
+from vllm_promptcache.plan.warm import warm_plans
+from vllm_promptcache.pml import NO_REPAIR, Repair, parse_prompt, parse_schema
 
 MAX_MODEL_LEN = 2048
 TOKENIZER = LayoutTokenizer(WordTokenizer(CHATML, bos="<s>", adds_bos=True))
@@ -90,11 +92,14 @@ def test_engine_order(seed: int, block_size: int) -> None:
     """The engine finds every module's tokens again where the design says that they are."""
     _, plan = planned(seed, block_size)
     rest = list(plan.prompt_token_ids)
-    reused = [module for module in plan.modules if module.num_tokens]
-    heads = [_take(rest, module.num_tokens // block_size * block_size) for module in reused]
-    tails = [_take(rest, module.num_tokens % block_size) for module in reused]
-    for module, head, tail in zip(reused, heads, tails, strict=True):
-        assert head + tail == list(module.layout.kept_token_ids[: module.num_tokens])
+    spans = [(module, module.span) for module in plan.modules if module.num_tokens]
+    whole = [_take(rest, s.num_full_blocks(block_size) * block_size) for _, s in spans]
+    tails = [_take(rest, s.num_tail_tokens(block_size)) for _, s in spans]
+    for (module, span), in_blocks, in_tail in zip(spans, whole, tails, strict=True):
+        kept = module.layout.kept_token_ids
+        blocks = positions(tuple(span.full_blocks(block_size)))
+        assert in_blocks == [t for b in blocks for t in kept[b * block_size : (b + 1) * block_size]]
+        assert in_tail == [kept[index] for index in positions(tuple(span.tails(block_size)))]
     assert rest == [token_id for part in plan.new for token_id in part.token_ids]
 
 
@@ -113,7 +118,29 @@ def test_plans_round_trip(seed: int, block_size: int) -> None:
         for relocation in packed.relocations:
             modules[relocation.key] = modules[relocation.origin].relocated(relocation)
         for span in one.sequence.spans:
-            assert span.num_tokens <= modules[span.key].num_kept_tokens
+            assert span.num_module_tokens == modules[span.key].num_kept_tokens
+
+
+@given(seed=seeds, block_size=st.integers(1, 40))
+@many
+def test_policies_change_no_token(seed: int, block_size: int) -> None:
+    """What is reused differs between policies, the prompt does not."""
+    rng = Random(seed)
+    schema = random_schema(rng, "s")
+    layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
+    prompt = parse_prompt(random_prompt(rng, schema))
+    outcomes = set()
+    for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("spread", 50))):
+        one = replace(prompt, is_exact=is_exact, repair=repair)
+        try:
+            plan = plan_prompt(
+                one, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+            )
+        except PMLError as error:
+            outcomes.add(error.message)
+        else:
+            outcomes.add(tuple(sorted(placed(plan))))
+    assert len(outcomes) == 1
 
 
 @given(seed=seeds, block_size=st.integers(1, 40))

@@ -156,8 +156,8 @@ def test_warm_plans_read_every_module_but_its_last_token() -> None:
     )
     root, _, a, *_ = prompts.layout.modules
     first, second = prompts.planner.warm_plans("s")
-    assert first.sequence.spans == (ModuleSpan(root.key, 1),)
-    assert second.sequence.spans == (ModuleSpan(a.key, 2),)
+    assert first.sequence.spans == (ModuleSpan(root.key, 2, (Run(0, 1),)),)
+    assert second.sequence.spans == (ModuleSpan(a.key, 3, (Run(0, 2),)),)
     assert prompts.words.text(second.prompt_token_ids) == "a1 a2 a3"
     assert second.sequence.position_runs == (Run(5, 1),)
     packed = unpack_plan(second.packed, num_prompt_tokens=3)

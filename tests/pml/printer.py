@@ -10,6 +10,7 @@ from vllm_promptcache.pml import (
     Pin,
     Prompt,
     PromptNode,
+    Repair,
     Role,
     Schema,
     SchemaNode,
@@ -22,6 +23,7 @@ def print_schema(schema: Schema) -> str:
     attributes = {
         "name": schema.name,
         "encode": schema.encode,
+        "repair": _repair(schema.repair),
         "layout": schema.layout,
         "private": str(schema.private).lower(),
         **_pin(schema.pin),
@@ -31,7 +33,12 @@ def print_schema(schema: Schema) -> str:
 
 
 def print_prompt(prompt: Prompt) -> str:
-    return _element("prompt", {"schema": prompt.schema}, map(_node, prompt.children))
+    attributes = {
+        "schema": prompt.schema,
+        "encode": "exact" if prompt.is_exact else None,
+        "repair": _repair(prompt.repair),
+    }
+    return _element("prompt", attributes, map(_node, prompt.children))
 
 
 def _node(node: SchemaNode | PromptNode) -> str:
@@ -44,6 +51,7 @@ def _node(node: SchemaNode | PromptNode) -> str:
         case Module():
             cache = str(node.cached).lower()
             attributes = {"name": node.name, "encode": node.encode, "cache": cache}
+            attributes["repair"] = _repair(node.repair)
             return _element("module", attributes | _pin(node.pin), map(_node, node.children))
         case Union():
             return _element("union", {"default": node.default}, map(_node, node.members))
@@ -52,6 +60,12 @@ def _node(node: SchemaNode | PromptNode) -> str:
         case Import():
             arguments = {argument.name: argument.value for argument in node.arguments}
             return _element(node.name, dict(arguments), map(_node, node.children))
+
+
+def _repair(repair: Repair | None) -> str | None:
+    if repair is None:
+        return None
+    return repair.kind if repair.kind == "none" else f"{repair.kind}:{repair.amount}"
 
 
 def _pin(pin: Pin | Literal[False] | None) -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.pml.marked import assert_refused
-from vllm_promptcache.pml import parse_prompt
+from vllm_promptcache.pml import REPAIR_HINT, parse_prompt
 
 NAME = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 EMPTY = ("an empty prompt", "import a module or write some text")
@@ -21,6 +21,16 @@ PROMPTS = {
         '<prompt ▲shema="s">hello</prompt>',
         "`<prompt>` has no attribute `shema`",
         "did you mean `schema`?",
+    ),
+    "encode": (
+        '<prompt schema="s" encode="▲isolated">hello</prompt>',
+        "`isolated` is no value of `encode`",
+        "write `exact`",
+    ),
+    "repair": (
+        '<prompt schema="s" repair="▲tail:-1">hello</prompt>',
+        "`tail:-1` is no `repair`",
+        REPAIR_HINT,
     ),
     "empty": ('▲<prompt schema="s"/>', *EMPTY),
     "blank": ('▲<prompt schema="s"> <!-- nothing --> </prompt>', *EMPTY),

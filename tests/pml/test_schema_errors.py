@@ -3,7 +3,7 @@
 import pytest
 
 from tests.pml.marked import assert_refused
-from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.pml import REPAIR_HINT, parse_schema
 
 NAME = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 BODY = "`<module>`, `<union>`, `<param>`, `<parameter>`, `<system>`, `<user>`, `<assistant>`"
@@ -35,14 +35,14 @@ ROOTS = {
         "write `schema` or `compact`",
     ),
     "bad-encode": (
-        '<schema name="s" encode="▲exact"/>',
-        "`exact` is no value of `encode`",
-        "write `isolated` or `anchored`",
+        '<schema name="s" encode="▲alone"/>',
+        "`alone` is no value of `encode`",
+        "write `isolated` or `anchored` or `exact`",
     ),
     "namespace": (
         '<schema name="s" ▲xmlns="urn:x"/>',
         "`<schema>` has no attribute `xmlns`",
-        "it takes `name`, `encode`, `layout`, `private`, `pin`, `ttl`",
+        "it takes `name`, `encode`, `repair`, `layout`, `private`, `pin`, `ttl`",
     ),
 }
 MODULES = {
@@ -57,7 +57,18 @@ MODULES = {
     "unknown-attribute": (
         '<module name="a" ▲length="3"/>',
         "`<module>` has no attribute `length`",
-        "it takes `name`, `encode`, `src`, `cache`, `pin`, `ttl`",
+        "it takes `name`, `encode`, `repair`, `src`, `cache`, `pin`, `ttl`",
+    ),
+    "exact-module": (
+        '<module name="a" encode="▲exact"/>',
+        "`exact` is no value of `encode`",
+        "write `isolated` or `anchored`",
+    ),
+    "bad-repair": ('<module name="a" repair="▲head"/>', "`head` is no `repair`", REPAIR_HINT),
+    "repair-share": (
+        '<module name="a" repair="▲spread:101"/>',
+        "`spread:101` is no `repair`",
+        REPAIR_HINT,
     ),
     "bad-ttl": (
         '<module name="a" pin="true" ttl="▲1 h"/>',

@@ -27,7 +27,7 @@ def only_module(content: str) -> Module:
 def test_defaults() -> None:
     schema = parse_schema('<schema name="s"><module name="m"/></schema>')
     assert (schema.encode, schema.layout, schema.private) == (None, "schema", False)
-    assert schema.children == (Module("m", (), None, True, None, Location(1, 18)),)
+    assert schema.children == (Module("m", (), None, True, None, None, Location(1, 18)),)
     assert schema.source.name == "<schema>"
 
 

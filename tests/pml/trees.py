@@ -14,6 +14,7 @@ from vllm_promptcache.pml import (
     Pin,
     Prompt,
     PromptNode,
+    Repair,
     Role,
     Scaffold,
     Schema,
@@ -35,6 +36,8 @@ TEXTS = st.builds(Text, st.text(CHARACTERS, min_size=1, max_size=8), st.just(PLA
 ROLES = st.sampled_from(["system", "user", "assistant"])
 PINS = st.sampled_from([None, False, Pin(), Pin(90)])
 POLICIES = st.sampled_from([None, "isolated", "anchored"])
+SCHEMA_POLICIES = st.sampled_from([None, "isolated", "anchored", "exact"])
+REPAIRS = st.sampled_from([None, Repair("none"), Repair("tail", 16), Repair("spread", 15)])
 
 
 @st.composite
@@ -45,14 +48,14 @@ def schemas(draw: st.DrawFn) -> Schema:
     scaffolds = (Scaffold(tuple(modules), PLACE),) if len(modules) > 1 else ()
     layout = draw(st.sampled_from(["schema", "compact"]))
     private = draw(st.booleans())
-    options = (draw(POLICIES), layout, private, draw(PINS))
+    options = (draw(SCHEMA_POLICIES), draw(REPAIRS), layout, private, draw(PINS))
     return Schema(draw(NAMES), children, *options, scaffolds, SOURCE, PLACE)
 
 
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
     children = (draw(TEXTS), *_prompt_nodes(draw, 3, in_role=False, kinds=("import", "role")))
-    return Prompt(draw(NAMES), children, SOURCE, PLACE)
+    return Prompt(draw(NAMES), draw(st.booleans()), draw(REPAIRS), children, SOURCE, PLACE)
 
 
 def _kinds(draw: st.DrawFn, kinds: tuple[str, ...]) -> list[str]:
@@ -65,7 +68,7 @@ def _schema_nodes(
 ) -> tuple[SchemaNode, ...]:
     def module() -> Module:
         children = _schema_nodes(draw, names, depth - 1, in_module=True, in_role=in_role)
-        options = (draw(POLICIES), draw(st.booleans()), draw(PINS))
+        options = (draw(POLICIES), draw(st.booleans()), draw(REPAIRS), draw(PINS))
         return Module(next(names), children, *options, PLACE)
 
     def node(kind: str) -> SchemaNode:

@@ -46,12 +46,12 @@ class BlockDemand:
 
     def _to_provide(self, modular: ModularRequest, span: ModuleSpan) -> int:
         key = modular.store_key(span.key)
-        num_blocks = self._to_bring(key, span.num_tokens)
+        num_blocks = self._to_bring(key, span.num_module_tokens)
         relocation = self.tiers.relocation_of(modular, span.key)
         if relocation is None or self.store.lookup(key) is not None:
             return num_blocks
         origin = modular.store_key(relocation.origin)
-        return num_blocks + self._to_bring(origin, span.num_tokens)
+        return num_blocks + self._to_bring(origin, span.num_module_tokens)
 
     def _to_bring(self, key: bytes, num_tokens: int) -> int:
         if (module := self.store.lookup(key)) is not None:

@@ -72,8 +72,9 @@ def _check_requests(scheduler: PromptModuleMixin) -> None:
         expected = [
             pair
             for span, module in modular.mapped or ()
+            for blocks in span.full_blocks(scheduler.block_size)
             for pair in list(zip(module.blocks, module.hashes, strict=True))[
-                : span.num_full_blocks(scheduler.block_size)
+                blocks.start : blocks.end
             ]
         ]
         assert len(shared) == len(expected), "a mapped block is missing"

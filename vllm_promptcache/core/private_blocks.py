@@ -31,7 +31,7 @@ class PrivateBlockHasher:
 
     def __init__(self, modular: ModularRequest) -> None:
         request = modular.request
-        spans = [(key, span.num_tokens) for span, key in modular.span_keys()]
+        spans = [(key, span.runs) for span, key in modular.span_keys()]
         lora = request.lora_request and request.lora_request.lora_name
         self._modular = modular
         self._root = _hash(_ROOT, spans, lora, request.cache_salt)

@@ -344,15 +344,21 @@ class ModuleResidency:
         for span, key in modular.span_keys():
             if (module := self.store.lookup(key)) is None:
                 return None
-            if module.num_tokens < span.num_tokens:
-                self.rejected[modular.request_id] = "malformed prompt plan: a span is too long"
+            if module.num_tokens != span.num_module_tokens:
+                self.rejected[modular.request_id] = "malformed prompt plan: a span does not fit"
                 return None
             mapped.append((span, module))
         modular.mapped = mapped
         size = self._block_size
         private = self._private_hits(modular)
         modular.num_private_hits = len(private)
-        return [b for span, m in mapped for b in m.blocks[: span.num_full_blocks(size)]] + private
+        shared = [
+            block
+            for span, module in mapped
+            for blocks in span.full_blocks(size)
+            for block in module.blocks[blocks.start : blocks.end]
+        ]
+        return shared + private
 
     def _private_hits(self, modular: ModularRequest) -> list[KVCacheBlock]:
         hits: list[KVCacheBlock] = []

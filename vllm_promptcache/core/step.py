@@ -186,9 +186,9 @@ class StepBuilder:
         """
         size = modular.block_size
         tails = [
-            (module.blocks[span.num_full_blocks(size)].block_id * size, num_tail_tokens)
+            (module.blocks[tail.start // size].block_id * size + tail.start % size, tail.num_tokens)
             for span, module in modular.mapped or ()
-            if (num_tail_tokens := span.num_tail_tokens(size))
+            for tail in span.tails(size)
         ]
         if modular.num_copied_tokens:
             indexes = ranges([(modular.num_shared_blocks * size, modular.num_tail_tokens)])

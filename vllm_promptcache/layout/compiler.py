@@ -8,15 +8,16 @@ from hashlib import sha256
 
 import msgspec
 
+from vllm_promptcache.layout.checks import check_layout, refuse, scaffold_members
 from vllm_promptcache.layout.content import roles_in
-from vllm_promptcache.layout.drafts import ModuleDraft, merge_runs
+from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.placement import Placement, texts_in
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.codec import pack_module
+from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
-from vllm_promptcache.pml.ast import EncodePolicy, Location, Schema
-from vllm_promptcache.pml.diagnostics import pml_error
+from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, SchemaPolicy
 
 KEY_VERSION = 1
 """Part of every key; changes with whatever else a module's KV depends on."""
@@ -29,7 +30,8 @@ def compile_schema(
     schema: Schema,
     tokenizer: LayoutTokenizer,
     *,
-    default_encode: EncodePolicy = "isolated",
+    default_encode: SchemaPolicy = "isolated",
+    default_repair: Repair = NO_REPAIR,
     max_model_len: int | None,
 ) -> SchemaLayout:
     """Lays out a schema and derives all that is needed to encode its modules.
@@ -41,22 +43,22 @@ def compile_schema(
         schema: A parsed and validated schema.
         tokenizer: The model's tokenizer.
         default_encode: Policy where neither the module nor the schema says one.
+        default_repair: The same for repair.
         max_model_len: Positions the model has, None for no limit.
 
     Raises:
-        PMLError: The schema is too long, uses a role that the model does not have or a feature
-            that is not there yet.
+        PMLError: The schema is too long, uses a role that the model does not have, or asks for
+            what does not go together.
         UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
     """
-    _check_features(schema)
     has_roles = _check_roles(schema, tokenizer)
     is_compact = schema.layout == "compact"
-    default_encode = "isolated" if is_compact else default_encode
-    placement = _place(schema, tokenizer, schema.encode or default_encode, max_model_len)
+    is_exact = (schema.encode or default_encode) == "exact"
+    encode = _module_policy(schema.encode or ("isolated" if is_compact else default_encode))
+    repair = schema.repair or default_repair
+    placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
-    _check_pins(schema, drafts)
-    _check_compact(schema, drafts)
-    _check_length(schema, max(draft.end for draft in drafts), max_model_len)
+    check_layout(schema, drafts, is_exact=is_exact, max_model_len=max_model_len)
     modules = _finish(drafts, _NO_TENANT if schema.private else b"")
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
@@ -70,13 +72,14 @@ def compile_schema(
         has_roles=has_roles,
         private=schema.private,
         is_compact=is_compact,
+        is_exact=is_exact,
+        scaffolds=scaffold_members(schema, drafts),
     )
 
 
-def _check_features(schema: Schema) -> None:
-    if schema.scaffolds:
-        location = schema.scaffolds[0].location
-        _refuse(schema, location, "`<scaffold>` is not supported yet", "leave it out")
+def _module_policy(policy: SchemaPolicy) -> EncodePolicy:
+    """Policy of the modules where the prompts of a schema do not use others in their place."""
+    return "isolated" if policy == "exact" else policy
 
 
 def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
@@ -86,32 +89,12 @@ def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
     return number >= 0
 
 
-def _check_pins(schema: Schema, drafts: list[ModuleDraft]) -> None:
-    if schema.private and any(draft.pin for draft in drafts):
-        # Any tenant could fill the pool.
-        message = "modules of a private schema cannot be pinned"
-        _refuse(schema, schema.location, message, "leave out `pin`")
-
-
-def _check_compact(schema: Schema, drafts: list[ModuleDraft]) -> None:
-    if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
-        message = '`encode="anchored"` does not go with `layout="compact"`'
-        hint = "a module cannot be relocated away from the text that it was encoded behind"
-        _refuse(schema, schema.location, message, hint)
-
-
-def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
-    if max_model_len is not None and length > max_model_len:
-        message = f"the schema has {length} positions, more than the model's {max_model_len}"
-        _refuse(schema, schema.location, message, "split it into several schemas")
-
-
-def _refuse(schema: Schema, location: Location, message: str, hint: str) -> None:
-    raise pml_error(schema.source, location, message, hint)
-
-
 def _place(
-    schema: Schema, tokenizer: LayoutTokenizer, encode: EncodePolicy, max_model_len: int | None
+    schema: Schema,
+    tokenizer: LayoutTokenizer,
+    encode: EncodePolicy,
+    repair: Repair,
+    max_model_len: int | None,
 ) -> Placement:
     first_role = next(roles_in(schema.children), None)
     bos_id = tokenizer.bos_id if first_role is None else tokenizer.chat_bos_id
@@ -122,10 +105,10 @@ def _place(
     longest = max(map(len, texts))
     if max_model_len is not None and not tokenizer.may_fit(longest, max_model_len):
         message = f"a text of {longest} characters is too long for {max_model_len} tokens"
-        _refuse(schema, schema.location, message, "split it")
+        refuse(schema, schema.location, message, "split it")
     token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
     is_compact = schema.layout == "compact"
-    placement = Placement(tokenizer, token_ids, encode, schema.pin or None, is_compact)
+    placement = Placement(tokenizer, token_ids, encode, repair, schema.pin or None, is_compact)
     placement.place(schema.children, bos_id=bos_id, preamble=preamble)
     return placement
 
@@ -170,6 +153,7 @@ def _module(
         head_end=draft.end if draft.head_end is None else draft.head_end,
         policy=draft.policy,
         cached=draft.cached,
+        repair=draft.repair,
         pin=draft.pin,
         parameters=draft.parameters,
         token_ids=tuple(draft.token_ids),
@@ -192,11 +176,15 @@ def _identify(
     module: ModuleLayout, done: Sequence[ModuleLayout], salt: bytes
 ) -> tuple[bytes, bytes]:
     """Key and packed form of a module, given those of all modules before it."""
-    spans = tuple(ModuleSpan(done[span.index].key, span.num_tokens) for span in module.context)
+    spans = tuple(_span(done[span.index], span) for span in module.context)
     sequence = SequencePlan(spans, module.position_runs)
     key = _key(sequence, module.token_ids, module.kept_runs, salt)
     spec = ModuleSpec(key, sequence, module.token_ids, module.kept_runs)
     return key, pack_module(spec) if module.is_reusable else b""
+
+
+def _span(module: ModuleLayout, span: ContextSpan) -> ModuleSpan:
+    return ModuleSpan(module.key, module.num_kept_tokens, (Run(0, span.num_tokens),))
 
 
 def _context(draft: ModuleDraft, drafts: list[ModuleDraft]) -> tuple[ContextSpan, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd
 from vllm_promptcache.plan.sequence import Run
-from vllm_promptcache.pml.ast import EncodePolicy, Pin
+from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
 
 _start = attrgetter("start")
 
@@ -34,6 +34,7 @@ class ModuleDraft:
     start: int
     policy: EncodePolicy
     cached: bool
+    repair: Repair
     pin: Pin | None = None
     end: int = 0
     head_end: int | None = None
@@ -67,16 +68,3 @@ class ModuleDraft:
         Own text that starts just there is not before it: the nested module may be empty.
         """
         return self.kept_counts[bisect_left(self.kept_position_runs, position, key=_start)]
-
-
-def merge_runs(runs: Iterable[Run]) -> tuple[Run, ...]:
-    """Joins ascending runs that touch; leaves out empty ones."""
-    merged: list[Run] = []
-    for run in runs:
-        if run.num_tokens == 0:
-            continue
-        if merged and merged[-1].end == run.start:
-            merged[-1] = Run(merged[-1].start, merged[-1].num_tokens + run.num_tokens)
-        else:
-            merged.append(run)
-    return tuple(merged)

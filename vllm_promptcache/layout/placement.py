@@ -9,7 +9,15 @@ from vllm_promptcache.layout.content import Piece, items
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd, UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import EncodePolicy, Module, Param, Pin, SchemaNode, Union
+from vllm_promptcache.pml.ast import (
+    EncodePolicy,
+    Module,
+    Param,
+    Pin,
+    Repair,
+    SchemaNode,
+    Union,
+)
 
 
 def texts_in(children: Iterable[SchemaNode], tokenizer: LayoutTokenizer) -> Iterator[str]:
@@ -32,6 +40,7 @@ class Placement:
         tokenizer: Knows the chat roles and the placeholder token.
         token_ids: Tokens of the preamble and of every text in `texts_in`.
         default_encode: Policy of modules that do not say their own.
+        default_repair: Repair of modules that do not say their own.
         default_pin: Pin of modules that do not say their own.
         is_compact: Whether nested modules take no positions of what is around them.
         modules: Filled by `place`, in document order, the root first.
@@ -42,6 +51,7 @@ class Placement:
     tokenizer: LayoutTokenizer
     token_ids: Mapping[str, list[int]]
     default_encode: EncodePolicy
+    default_repair: Repair
     default_pin: Pin | None
     is_compact: bool = False
     modules: list[ModuleDraft] = field(default_factory=list)
@@ -57,7 +67,15 @@ class Placement:
             preamble: Text behind it.
         """
         root = ModuleDraft(
-            0, "", None, None, 0, policy="isolated", cached=True, pin=self.default_pin
+            index=0,
+            path="",
+            parent=None,
+            union=None,
+            start=0,
+            policy="isolated",
+            cached=True,
+            repair=self.default_repair,
+            pin=self.default_pin,
         )
         self.modules.append(root)
         first = self.token_ids[preamble] or self._first_text(children)
@@ -116,6 +134,7 @@ class Placement:
             start=self.cursor,
             policy=module.encode or self.default_encode,
             cached=module.cached,
+            repair=module.repair or self.default_repair,
             pin=self.default_pin if module.pin is None else module.pin or None,
         )
         self.modules.append(draft)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from vllm_promptcache.layout.drafts import merge_runs
 from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import Relocation, Run
 
 

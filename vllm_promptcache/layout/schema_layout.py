@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 from vllm_promptcache.plan.sequence import Relocation, Run
-from vllm_promptcache.pml.ast import EncodePolicy, Pin, RoleName
+from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
+
+ContextPolicy: TypeAlias = EncodePolicy | Literal["scaffold", "exact"]
+"""What a module may attend to while it is encoded."""
 
 ROOT = 0
 """Index of the module that holds a schema's anonymous text; every prompt imports it."""
@@ -70,6 +74,7 @@ class ModuleLayout:
         head_end: One past the last position before the first module nested in it.
         policy: What it may attend to while it is encoded.
         cached: Whether its KV is kept at all (`cache="false"`).
+        repair: Which of its tokens are computed again in every prompt that does not say it.
         pin: Whether it is to stay in the KV cache, and for how long.
         parameters: Its parameters by name.
         token_ids: Own tokens, `[num_tokens]`.
@@ -95,8 +100,9 @@ class ModuleLayout:
     start: int
     end: int
     head_end: int
-    policy: EncodePolicy
+    policy: ContextPolicy
     cached: bool
+    repair: Repair
     pin: Pin | None
     parameters: Mapping[str, ParameterSlot]
     token_ids: tuple[int, ...] = field(repr=False)
@@ -169,6 +175,8 @@ class SchemaLayout:
         private: Whether its modules are shared with nobody who has another salt.
         is_compact: Whether modules are relocated to where the prompt imports them. Then the modules
             nested in another one all start where its first one does, and take no positions of it.
+        is_exact: Whether all its prompts are to equal a plain prefill.
+        scaffolds: Indexes of the modules of each scaffold and of the root, the largest first.
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.
     """
@@ -181,6 +189,8 @@ class SchemaLayout:
     has_roles: bool
     private: bool
     is_compact: bool
+    is_exact: bool
+    scaffolds: tuple[frozenset[int], ...]
     siblings: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 
 class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -138,7 +138,9 @@ def _check_sequence(sequence: SequencePlan) -> None:
 
 def _check_spans(spans: Iterable[ModuleSpan]) -> None:
     for span in spans:
-        _require(len(span.key) == KEY_BYTES and span.num_tokens > 0, "bad module span")
+        _require(len(span.key) == KEY_BYTES and bool(span.runs), "bad module span")
+        _check_runs(span.runs)
+        _require(span.runs[-1].end <= span.num_module_tokens, "a span is longer than its module")
 
 
 def _check_runs(runs: Iterable[Run]) -> None:

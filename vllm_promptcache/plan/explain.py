@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import ContextPolicy
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
 from vllm_promptcache.plan.sequence import Run
-from vllm_promptcache.pml.ast import EncodePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +22,12 @@ class ExplainedModule:
         start: First position of its extent.
         token_ids: Own tokens with placeholders, `[num_own_tokens]`.
         position_ids: Their positions, `[num_own_tokens]`.
-        kept: Which of them are reused: false for placeholders and for a token that is computed
+        kept: Which of them are reused: false for placeholders and for tokens that are computed
             again, `[num_own_tokens]`.
         context: What it was encoded behind: pairs of an index into `Explanation.modules` and how
             many of the first kept tokens of that module, placeholders not counted.
-        policy: `isolated` or `anchored`.
+        policy: `isolated` or `anchored`; `scaffold` or `exact` for tokens of one or more modules
+            that were encoded behind all before them, which have the path of the last one.
         num_full_blocks: Blocks of it that are mapped by reference.
         num_tail_tokens: Tokens behind those that are copied.
     """
@@ -38,7 +38,7 @@ class ExplainedModule:
     position_ids: tuple[int, ...]
     kept: tuple[bool, ...]
     context: tuple[tuple[int, int], ...]
-    policy: EncodePolicy
+    policy: ContextPolicy
     num_full_blocks: int
     num_tail_tokens: int
 
@@ -118,7 +118,7 @@ def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> 
         start=module.start,
         token_ids=module.token_ids,
         position_ids=tuple(_integers(module.position_runs)),
-        kept=tuple(_kept(module, planned.num_tokens)),
+        kept=tuple(_kept(planned)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),
         policy=module.policy,
         num_full_blocks=planned.span.num_full_blocks(block_size),
@@ -131,9 +131,10 @@ def _new(tokens: NewTokens) -> ExplainedTokens:
     return ExplainedTokens(tokens.kind, tokens.owner, tuple(tokens.token_ids), position_ids)
 
 
-def _kept(module: ModuleLayout, num_tokens: int) -> Iterator[bool]:
-    indexes = set(list(_integers(module.kept_runs))[:num_tokens])
-    return (index in indexes for index in range(len(module.token_ids)))
+def _kept(planned: PlannedModule) -> Iterator[bool]:
+    kept = list(_integers(planned.layout.kept_runs))
+    indexes = {kept[index] for index in _integers(planned.reused)}
+    return (index in indexes for index in range(len(planned.layout.token_ids)))
 
 
 def _integers(runs: Iterable[Run]) -> Iterator[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation, close_with_user
 from vllm_promptcache.plan.compact import place_compactly
@@ -16,15 +14,9 @@ from vllm_promptcache.plan.new_tokens import (
     place_text,
     tokenize,
 )
-from vllm_promptcache.plan.prompt_plan import (
-    NewTokens,
-    PlannedModule,
-    PromptPlan,
-    make_plan,
-    repeated_tokens,
-    without_last,
-)
+from vllm_promptcache.plan.prompt_plan import PromptPlan, make_plan
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
+from vllm_promptcache.plan.reuse import ReuseChooser
 from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
@@ -73,16 +65,14 @@ def plan_prompt(
     check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
     resolved, starts = _place(prompt, layout, resolved, token_ids)
-    reused = [_reused(module, is_compact=layout.is_compact) for module in resolved.modules]
     new = [
         *place_arguments(prompt, resolved, token_ids),
         *place_text(resolved, token_ids, frame, starts),
-        *(tokens for planned in reused for tokens in _not_reused(planned)),
     ]
-    modules, repeated = _with_logits(reused, max((tokens.end for tokens in new), default=0))
-    if not new and not repeated:
+    reuse = ReuseChooser(prompt, layout, resolved.modules, new, block_size).choose()
+    if not new and not reuse.repeated:
         raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
-    plan = make_plan(layout, modules, [*new, *repeated], block_size=block_size)
+    plan = make_plan(layout, reuse.modules, [*new, *reuse.repeated], block_size=block_size)
     if plan.next_position >= max_model_len:
         message = (
             f"the prompt takes {plan.next_position} positions, which leaves none of the model's "
@@ -103,41 +93,3 @@ def _place(
     if layout.is_compact:
         return place_compactly(layout, resolved, num_tokens)
     return resolved, place_in_gaps(prompt, layout, resolved, num_tokens)
-
-
-def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
-    """How much of a module is reused: of a compact one, what is relocated in one piece."""
-    if not module.cached:
-        return PlannedModule(module, 0)
-    return PlannedModule(module, module.num_head_tokens if is_compact else module.num_kept_tokens)
-
-
-def _not_reused(planned: PlannedModule) -> Iterator[NewTokens]:
-    """The other tokens of a module, which are computed in every request."""
-    module = planned.layout
-    return repeated_tokens(module, planned.num_tokens, module.num_kept_tokens)
-
-
-def _with_logits(
-    modules: Sequence[PlannedModule], end: int
-) -> tuple[list[PlannedModule], list[NewTokens]]:
-    """Says what is reused of each cached module once there is a token to get logits from.
-
-    Logits come from a computed token, so where the last position belongs to a module, that one
-    token is computed again.
-
-    Args:
-        modules: Imported modules.
-        end: One past the last position of the new tokens.
-    """
-    planned = [item for item in modules if item.layout.cached]
-    candidates = (item.layout for item in planned if item.layout.is_reusable)
-    last = max(candidates, key=_kept_end, default=None)
-    if last is None or _kept_end(last) <= end:
-        return planned, []
-    shortened, repeated = without_last(last)
-    return [shortened if item.layout is last else item for item in planned], [repeated]
-
-
-def _kept_end(module: ModuleLayout) -> int:
-    return module.kept_position_runs[-1].end

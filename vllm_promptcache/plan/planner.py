@@ -14,8 +14,9 @@ from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.plan.plan_prompt import plan_prompt
-from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline, warm_plans
+from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.resolve import quote_some
+from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
     EncodePolicy,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
-from vllm_promptcache.layout.drafts import merge_runs
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.codec import pack_plan
+from vllm_promptcache.plan.pieces import pieces_of
+from vllm_promptcache.plan.runs import merge_runs, subtract_runs
 from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
 
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
@@ -21,16 +22,47 @@ class PlannedModule:
 
     Attributes:
         layout: The module.
-        num_tokens: How many of its kept tokens are reused, from the first one on.
+        reused: Indexes of the kept tokens that are reused, ascending.
     """
 
     layout: ModuleLayout
-    num_tokens: int
+    reused: tuple[Run, ...]
+
+    @staticmethod
+    def first(module: ModuleLayout, num_tokens: int) -> PlannedModule:
+        """A module of which the first kept tokens are reused."""
+        return PlannedModule(module, (Run(0, num_tokens),) if num_tokens else ())
+
+    def without(self, runs: Iterable[Run]) -> PlannedModule:
+        """The same module, of which some tokens are not reused."""
+        return PlannedModule(self.layout, subtract_runs(self.reused, runs))
+
+    @property
+    def num_tokens(self) -> int:
+        """How many of its kept tokens are reused."""
+        return sum(run.num_tokens for run in self.reused)
 
     @property
     def span(self) -> ModuleSpan:
         """What the engine reads of it."""
-        return ModuleSpan(self.layout.key, self.num_tokens)
+        return ModuleSpan(self.layout.key, self.layout.num_kept_tokens, self.reused)
+
+    @property
+    def first_position(self) -> int:
+        """Position of the first token that is reused; there must be one."""
+        return next(pieces_of(self.layout, self.reused)).start
+
+    @property
+    def last_position(self) -> int:
+        """Position of the last token that is reused; there must be one."""
+        last = self.reused[-1].end - 1
+        return next(pieces_of(self.layout, [Run(last, 1)])).start
+
+    def computed_again(self) -> Iterator[NewTokens]:
+        """Its kept tokens that are not reused."""
+        return repeated_tokens(
+            self.layout, subtract_runs([Run(0, self.layout.num_kept_tokens)], self.reused)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,41 +176,20 @@ def baseline(plan: PromptPlan, layout: SchemaLayout) -> PromptPlan:
     return make_plan(layout, (), (*plan.new, *reused), block_size=plan.block_size)
 
 
-def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[PromptPlan]:
-    """Short sequences that make the engine encode every module of a schema.
+def repeated_tokens(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[NewTokens]:
+    """Some kept tokens of a module as new tokens.
 
-    Each reads one module but for its last token, which is computed again; its other `modules` are
-    the contexts. A module of one token has nothing to read ahead and is left to its first prompt.
+    Args:
+        module: The module.
+        kept: Their indexes, ascending.
     """
-    plans = []
-    for module in layout.modules:
-        if module.is_reusable and module.num_kept_tokens > 1:
-            planned, repeated = without_last(module)
-            contexts = [PlannedModule(layout.modules[index], 0) for index in module.dependencies]
-            plans.append(make_plan(layout, [*contexts, planned], [repeated], block_size=block_size))
-    return plans
-
-
-def without_last(module: ModuleLayout) -> tuple[PlannedModule, NewTokens]:
-    """Splits the last kept token off a module: it is computed again to get logits."""
-    position = module.kept_position_runs[-1].end - 1
-    repeated = NewTokens("repeated", module.path, module.kept_token_ids[-1:], position)
-    return PlannedModule(module, module.num_kept_tokens - 1), repeated
-
-
-def repeated_tokens(module: ModuleLayout, first: int, end: int) -> Iterator[NewTokens]:
-    """The kept tokens `[first, end)` of a module as new tokens, run by run."""
-    done = 0
-    for run in module.kept_position_runs:
-        skipped = max(0, first - done)
-        token_ids = module.kept_token_ids[done + skipped : min(done + run.num_tokens, end)]
-        if token_ids:
-            yield NewTokens("repeated", module.path, token_ids, run.start + skipped)
-        done += run.num_tokens
+    for piece in pieces_of(module, kept):
+        token_ids = module.kept_token_ids[piece.kept.start : piece.kept.end]
+        yield NewTokens("repeated", module.path, token_ids, piece.start)
 
 
 def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
-    return repeated_tokens(planned.layout, 0, planned.num_tokens)
+    return repeated_tokens(planned.layout, planned.reused)
 
 
 def _engine_order(
@@ -187,9 +198,11 @@ def _engine_order(
     blocks: list[int] = []
     tails: list[int] = []
     for planned in reused:
-        num_in_blocks = planned.num_tokens // block_size * block_size
-        blocks += planned.layout.kept_token_ids[:num_in_blocks]
-        tails += planned.layout.kept_token_ids[num_in_blocks : planned.num_tokens]
+        token_ids, span = planned.layout.kept_token_ids, planned.span
+        for run in span.full_blocks(block_size):
+            blocks += token_ids[run.start * block_size : run.end * block_size]
+        for run in span.tails(block_size):
+            tails += token_ids[run.start : run.end]
     blocks += tails
     for tokens in new:
         blocks += tokens.token_ids
@@ -199,9 +212,12 @@ def _engine_order(
 def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple[bytes, bytes]]:
     """Modules that are read and their contexts, contexts first, each once."""
     packed: dict[bytes, bytes] = {}
+    modules = {planned.layout.index: planned.layout for planned in reused}
     for planned in reused:
         for index in (*planned.layout.dependencies, planned.layout.index):
-            packed[layout.modules[index].key] = layout.modules[index].packed
+            # What is relocated is made from the module of the schema, what is chained is not of it.
+            module = layout.modules[index] if index < len(layout.modules) else modules[index]
+            packed[module.key] = module.packed
     return list(packed.items())
 
 

@@ -11,26 +11,6 @@ import msgspec
 KEY_BYTES = 32
 
 
-class ModuleSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The first `num_tokens` kept tokens of the module `key`, read from its blocks.
-
-    Attributes:
-        key: The module's key, SHA-256 (32 bytes).
-        num_tokens: How many of the module's kept tokens are read, from its first one on.
-    """
-
-    key: bytes
-    num_tokens: int
-
-    def num_full_blocks(self, block_size: int) -> int:
-        """Blocks of the span that are mapped by reference."""
-        return self.num_tokens // block_size
-
-    def num_tail_tokens(self, block_size: int) -> int:
-        """Tokens behind the last full block, copied slot by slot."""
-        return self.num_tokens % block_size
-
-
 class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The integers `start, start + 1, ..., start + num_tokens - 1`."""
 
@@ -41,6 +21,55 @@ class Run(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def end(self) -> int:
         """One past the last integer of the run."""
         return self.start + self.num_tokens
+
+
+class ModuleSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Kept tokens of the module `key`, read from its blocks.
+
+    Attributes:
+        key: The module's key, SHA-256 (32 bytes).
+        num_module_tokens: Kept tokens of the module, whether they are read or not.
+        runs: Indexes of those that are read, ascending.
+    """
+
+    key: bytes
+    num_module_tokens: int
+    runs: tuple[Run, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens are read."""
+        return sum(run.num_tokens for run in self.runs)
+
+    def full_blocks(self, block_size: int) -> list[Run]:
+        """Indexes of the module's blocks that are read as a whole, mapped by reference."""
+        blocks = []
+        for run in self.runs:
+            first, end = -(-run.start // block_size), run.end // block_size
+            if first < end:
+                blocks.append(Run(first, end - first))
+        return blocks
+
+    def num_full_blocks(self, block_size: int) -> int:
+        """Blocks of the span that are mapped by reference."""
+        return sum(blocks.num_tokens for blocks in self.full_blocks(block_size))
+
+    def tails(self, block_size: int) -> list[Run]:
+        """Indexes of the other tokens, copied slot by slot; each run lies within one block."""
+        tails = []
+        for run in self.runs:
+            # Tokens before the run's first block boundary, then those behind its last one.
+            head_end = min(run.end, -(-run.start // block_size) * block_size)
+            if run.start < head_end:
+                tails.append(Run(run.start, head_end - run.start))
+            tail_start = max(head_end, run.end // block_size * block_size)
+            if tail_start < run.end:
+                tails.append(Run(tail_start, run.end - tail_start))
+        return tails
+
+    def num_tail_tokens(self, block_size: int) -> int:
+        """Tokens that are copied slot by slot."""
+        return self.num_tokens - self.num_full_blocks(block_size) * block_size
 
 
 class Relocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -90,7 +119,7 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         Those of all its modules, and its own, into which the modules' tails are copied.
         """
         num_shared = sum(span.num_full_blocks(block_size) for span in self.spans)
-        num_modules = sum(-(-span.num_tokens // block_size) for span in self.spans)
+        num_modules = sum(-(-span.num_module_tokens // block_size) for span in self.spans)
         return num_modules + -(-num_tokens // block_size) - num_shared
 
 

@@ -1,6 +1,7 @@
 """PML, the Prompt Markup Language: from text to a checked tree, without tokenizer or model."""
 
 from vllm_promptcache.pml.ast import (
+    NO_REPAIR,
     RESERVED_NAMES,
     Argument,
     EncodePolicy,
@@ -12,18 +13,20 @@ from vllm_promptcache.pml.ast import (
     Pin,
     Prompt,
     PromptNode,
+    Repair,
     Role,
     RoleName,
     Scaffold,
     Schema,
     SchemaNode,
+    SchemaPolicy,
     Source,
     Text,
     Union,
     modules_in_scope,
     own_params,
 )
-from vllm_promptcache.pml.attributes import DURATION_HINT, parse_duration
+from vllm_promptcache.pml.attributes import DURATION_HINT, REPAIR_HINT, parse_duration, parse_repair
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
 from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits
@@ -32,6 +35,8 @@ from vllm_promptcache.pml.validate import validate_schema
 __all__ = [
     "DEFAULT_LIMITS",
     "DURATION_HINT",
+    "NO_REPAIR",
+    "REPAIR_HINT",
     "RESERVED_NAMES",
     "Argument",
     "EncodePolicy",
@@ -44,11 +49,13 @@ __all__ = [
     "Pin",
     "Prompt",
     "PromptNode",
+    "Repair",
     "Role",
     "RoleName",
     "Scaffold",
     "Schema",
     "SchemaNode",
+    "SchemaPolicy",
     "Source",
     "Text",
     "Union",
@@ -58,6 +65,7 @@ __all__ = [
     "own_params",
     "parse_duration",
     "parse_prompt",
+    "parse_repair",
     "parse_schema",
     "pml_error",
     "quote",

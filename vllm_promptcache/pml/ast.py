@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 EncodePolicy: TypeAlias = Literal["isolated", "anchored"]
+SchemaPolicy: TypeAlias = EncodePolicy | Literal["exact"]
+RepairKind: TypeAlias = Literal["none", "head", "tail", "spread"]
 LayoutName: TypeAlias = Literal["schema", "compact"]
 RoleName: TypeAlias = Literal["system", "user", "assistant"]
 
@@ -66,17 +68,33 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Repair:
+    """Which tokens of a reused module are computed again.
+
+    `amount` is a number of tokens at the module's `head` or `tail`, or the share in percent that is
+    `spread` over it, in whole blocks.
+    """
+
+    kind: RepairKind
+    amount: int = 0
+
+
+NO_REPAIR = Repair("none")
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """A named piece of prompt.
 
     `cached` is false for `cache="false"`; `pin` is False for `pin="false"` and None where the
-    schema's holds.
+    schema's holds, as `repair` is.
     """
 
     name: str
     children: "tuple[SchemaNode, ...]"
     encode: EncodePolicy | None
     cached: bool
+    repair: Repair | None
     pin: Pin | Literal[False] | None
     location: Location
 
@@ -109,11 +127,12 @@ class Scaffold:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A schema document; `encode` and `pin` are those of modules that do not say their own."""
+    """A schema document; `encode`, `repair` and `pin` are those of modules that say none."""
 
     name: str
     children: "tuple[SchemaNode, ...]"
-    encode: EncodePolicy | None
+    encode: SchemaPolicy | None
+    repair: Repair | None
     layout: LayoutName
     private: bool
     pin: Pin | Literal[False] | None
@@ -143,9 +162,14 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt document for the schema of that name."""
+    """A prompt document for the schema of that name.
+
+    `is_exact` is for `encode="exact"`; `repair` is None where the modules' own holds.
+    """
 
     schema: str
+    is_exact: bool
+    repair: Repair | None
     children: "tuple[PromptNode, ...]"
     source: Source
     location: Location

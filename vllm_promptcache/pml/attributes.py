@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.ast import Source
+from vllm_promptcache.pml.ast import NO_REPAIR, Repair, Source
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.markup import Attribute, Element
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
+
+REPAIR_HINT = (
+    "write `none`, `head:N` or `tail:N` with a number of tokens, or `spread:N` with percent of them"
+)
 
 DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
 
@@ -22,6 +26,7 @@ _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
+_REPAIR = re.compile(r"(head|tail|spread):([1-9][0-9]{0,5})")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _Value = TypeVar("_Value")
@@ -37,6 +42,19 @@ def parse_duration(text: str) -> int | None:
     """Seconds of a duration such as `90s`, `15m`, `1h` or `7d`; None if it is none."""
     match = _DURATION.fullmatch(text)
     return int(match[1]) * _SECONDS[match[2]] if match else None
+
+
+def parse_repair(text: str) -> Repair | None:
+    """Reads `none`, `head:16`, `tail:16` or `spread:15`; None if it is none of these."""
+    if text == "none":
+        return NO_REPAIR
+    match = _REPAIR.fullmatch(text)
+    if match is None:
+        return None
+    kind, amount = match[1], int(match[2])
+    if kind == "spread":
+        return Repair("spread", amount) if amount <= 100 else None
+    return Repair("head" if kind == "head" else "tail", amount)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +139,16 @@ class AttributeReader:
         value = parse_duration(attribute.value)
         if value is None:
             raise self.error(attribute, f"`{key}` is no duration", DURATION_HINT)
+        return value
+
+    def repair(self, key: str) -> Repair | None:
+        """A repair such as `tail:16`, None without the attribute."""
+        attribute = self.get(key)
+        if attribute is None:
+            return None
+        value = parse_repair(attribute.value)
+        if value is None:
+            raise self.error(attribute, f"{quote(attribute.value)} is no `{key}`", REPAIR_HINT)
         return value
 
     def error(self, attribute: Attribute, message: str, hint: str | None = None) -> PMLError:

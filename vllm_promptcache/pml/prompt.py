@@ -29,12 +29,19 @@ class PromptBuilder:
     def prompt(self, root: Element) -> Prompt:
         """Builds the whole tree from a `<prompt>`."""
         attributes = AttributeReader(self.source, root)
-        attributes.allow_only(("schema",))
+        attributes.allow_only(("schema", "encode", "repair"))
         schema, children = attributes.name("schema"), self._children(root, in_role=False)
         if _is_empty(children):
             hint = "import a module or write some text"
             raise pml_error(self.source, root.location, "an empty prompt", hint)
-        return Prompt(schema, children, self.source, root.location)
+        return Prompt(
+            schema=schema,
+            is_exact=attributes.choice("encode", {"exact": True}) or False,
+            repair=attributes.repair("repair"),
+            children=children,
+            source=self.source,
+            location=root.location,
+        )
 
     def _children(self, element: Element, in_role: bool) -> tuple[PromptNode, ...]:
         return tuple(self._node(child, in_role) for child in element.children)

@@ -15,6 +15,7 @@ from vllm_promptcache.pml.ast import (
     Scaffold,
     Schema,
     SchemaNode,
+    SchemaPolicy,
     Source,
     Text,
     Union,
@@ -27,9 +28,10 @@ from vllm_promptcache.pml.markup import Attribute, Element
 from vllm_promptcache.pml.text import plain_text
 
 _ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}
+_SCHEMA_ENCODE: Mapping[str, SchemaPolicy] = {**_ENCODE, "exact": "exact"}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
-_SCHEMA_ATTRIBUTES = ("name", "encode", "layout", "private", "pin", "ttl")
-_MODULE_ATTRIBUTES = ("name", "encode", "src", "cache", "pin", "ttl")
+_SCHEMA_ATTRIBUTES = ("name", "encode", "repair", "layout", "private", "pin", "ttl")
+_MODULE_ATTRIBUTES = ("name", "encode", "repair", "src", "cache", "pin", "ttl")
 _PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
 
 
@@ -46,7 +48,8 @@ class SchemaBuilder:
         return Schema(
             name=attributes.name("name"),
             children=self._children(root),
-            encode=attributes.choice("encode", _ENCODE),
+            encode=attributes.choice("encode", _SCHEMA_ENCODE),
+            repair=attributes.repair("repair"),
             layout=attributes.choice("layout", _LAYOUT) or "schema",
             private=attributes.boolean("private", default=False),
             pin=_pin(attributes),
@@ -85,6 +88,7 @@ class SchemaBuilder:
             children=tuple(self._file(src, element)) if src else self._children(element),
             encode=attributes.choice("encode", _ENCODE),
             cached=attributes.boolean("cache", default=True),
+            repair=attributes.repair("repair"),
             pin=_pin(attributes),
             location=element.location,
         )

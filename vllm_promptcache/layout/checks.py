@@ -1,0 +1,84 @@
+"""Rules of a schema that can be checked only when its modules are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vllm_promptcache.layout.drafts import ModuleDraft
+from vllm_promptcache.pml.ast import Location, Scaffold, Schema
+from vllm_promptcache.pml.diagnostics import pml_error, quote
+
+
+def check_layout(
+    schema: Schema, drafts: Sequence[ModuleDraft], *, is_exact: bool, max_model_len: int | None
+) -> None:
+    """Checks that what a schema asks for goes together, and that it fits the model.
+
+    Raises:
+        PMLError: It does not.
+    """
+    _check_pins(schema, drafts, is_exact)
+    _check_compact(schema, drafts)
+    _check_length(schema, max(draft.end for draft in drafts), max_model_len)
+
+
+def scaffold_members(schema: Schema, drafts: Sequence[ModuleDraft]) -> tuple[frozenset[int], ...]:
+    """Indexes of the modules of each scaffold and of the root, those with most tokens first.
+
+    Raises:
+        PMLError: No prompt can use a scaffold.
+    """
+    indexes = {draft.path: draft.index for draft in drafts}
+    scaffolds = []
+    for scaffold in schema.scaffolds:
+        members = [drafts[indexes[path]] for path in scaffold.paths]
+        _check_scaffold(schema, scaffold, members)
+        scaffolds.append(frozenset({0, *(member.index for member in members)}))
+    return tuple(sorted(scaffolds, key=lambda s: -sum(len(drafts[i].kept_ids) for i in s)))
+
+
+def refuse(schema: Schema, location: Location, message: str, hint: str) -> NoReturn:
+    """Raises the error about a place in a schema."""
+    raise pml_error(schema.source, location, message, hint)
+
+
+def _check_scaffold(schema: Schema, scaffold: Scaffold, members: Sequence[ModuleDraft]) -> None:
+    unions: dict[int, ModuleDraft] = {}
+    for member in members:
+        if not member.cached:
+            message = f'the scaffold names {quote(member.path)}, which has `cache="false"`'
+            refuse(schema, scaffold.location, message, "leave it out of the scaffold")
+        if member.union is None:
+            continue
+        other = unions.setdefault(member.union, member)
+        if other is not member:
+            message = f"the scaffold names {quote(other.path)} and {quote(member.path)}"
+            hint = "they are members of one union, of which a prompt imports at most one"
+            refuse(schema, scaffold.location, message, hint)
+
+
+def _check_pins(schema: Schema, drafts: Sequence[ModuleDraft], is_exact: bool) -> None:
+    if not any(draft.pin for draft in drafts):
+        return
+    if schema.private:
+        # Any tenant could fill the pool.
+        message = "modules of a private schema cannot be pinned"
+        refuse(schema, schema.location, message, "leave out `pin`")
+    if is_exact:
+        message = 'modules of a schema with `encode="exact"` cannot be pinned'
+        hint = "their KV is another one in every combination of modules; leave out `pin`"
+        refuse(schema, schema.location, message, hint)
+
+
+def _check_compact(schema: Schema, drafts: Sequence[ModuleDraft]) -> None:
+    if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
+        message = '`encode="anchored"` does not go with `layout="compact"`'
+        hint = "a module cannot be relocated away from the text that it was encoded behind"
+        refuse(schema, schema.location, message, hint)
+
+
+def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
+    if max_model_len is not None and length > max_model_len:
+        message = f"the schema has {length} positions, more than the model's {max_model_len}"
+        refuse(schema, schema.location, message, "split it into several schemas")

@@ -1,0 +1,139 @@
+"""Modules that are encoded one behind the other, so that together they equal a plain prefill.
+
+The tokens of several modules are put in the order of their positions and cut behind each module
+into *links*; every link is encoded behind all links before it. A link is a module like any other:
+it has a key, is encoded once and is shared by reference by all prompts that begin in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from operator import attrgetter
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
+from vllm_promptcache.plan.codec import pack_module
+from vllm_promptcache.plan.pieces import Piece, pieces_of
+from vllm_promptcache.plan.runs import merge_runs
+from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+
+ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
+
+_START = b"chained"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Some modules of a prompt, one encoded behind the other.
+
+    Attributes:
+        modules: The links, each as a module of its own with the path of the last module in it.
+        pieces: The tokens that they hold.
+    """
+
+    modules: list[ModuleLayout]
+    pieces: list[Piece]
+
+    @staticmethod
+    def of(
+        layout: SchemaLayout,
+        members: Iterable[ModuleLayout],
+        policy: ChainPolicy,
+        *,
+        block_size: int,
+        end: int | None = None,
+    ) -> Chain:
+        """Chains modules.
+
+        A link has at least one block. What is left at the end, less than a block, is in no link.
+
+        Args:
+            layout: Their schema.
+            members: The modules, where they are in the prompt. Those that are never cached are
+                left out.
+            policy: What the chain is made for.
+            block_size: Tokens in a KV cache block.
+            end: Position at which the chain ends at the latest.
+        """
+        cached = (module for module in members if module.cached)
+        links = _cut(_by_position(cached, end), block_size)
+        modules: list[ModuleLayout] = []
+        # The root's key has the tenant's salt in it.
+        key = sha256(_START + layout.root.key).digest()
+        for link in links:
+            key = _key(key, link)
+            # Indexes of the schema's own modules come before.
+            index = len(layout.modules) + len(modules)
+            modules.append(_module(link, key, modules, index, policy))
+        return Chain(modules, [piece for link in links for piece in link])
+
+
+def _by_position(modules: Iterable[ModuleLayout], end: int | None) -> list[Piece]:
+    """All kept tokens of some modules, or those before a position, in order of position."""
+    pieces = [
+        piece if end is None else piece.before(end)
+        for module in modules
+        for piece in pieces_of(module, [Run(0, module.num_kept_tokens)])
+    ]
+    return sorted((piece for piece in pieces if piece.num_tokens), key=attrgetter("start"))
+
+
+def _cut(pieces: Sequence[Piece], block_size: int) -> list[list[Piece]]:
+    """Cuts a sequence behind each module, wherever at least a block has come together."""
+    links: list[list[Piece]] = []
+    link: list[Piece] = []
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        link.append(piece)
+        is_end = following is None or following.module is not piece.module
+        if is_end and sum(part.num_tokens for part in link) >= block_size:
+            links.append(link)
+            link = []
+    return links
+
+
+def _key(previous: bytes, link: Sequence[Piece]) -> bytes:
+    """A module's key stands for its tokens, the previous link's for all before them."""
+    parts = [(piece.module.key, piece.kept, piece.start) for piece in link]
+    return sha256(msgspec.msgpack.encode((previous, parts))).digest()
+
+
+def _module(
+    link: Sequence[Piece],
+    key: bytes,
+    done: Sequence[ModuleLayout],
+    index: int,
+    policy: ChainPolicy,
+) -> ModuleLayout:
+    token_ids = tuple(_token_ids(link))
+    runs = merge_runs(Run(piece.start, piece.num_tokens) for piece in link)
+    kept_runs = (Run(0, len(token_ids)),)
+    spans = tuple(ModuleSpan(m.key, m.num_kept_tokens, m.kept_runs) for m in done)
+    spec = ModuleSpec(key, SequencePlan(spans, runs), token_ids, kept_runs)
+    return replace(
+        link[-1].module,
+        index=index,
+        start=runs[0].start,
+        end=runs[-1].end,
+        policy=policy,
+        parameters={},
+        token_ids=token_ids,
+        position_runs=runs,
+        kept_runs=kept_runs,
+        kept_token_ids=token_ids,
+        kept_position_runs=runs,
+        context=tuple(ContextSpan(m.index, m.num_kept_tokens) for m in done),
+        dependencies=tuple(m.index for m in done),
+        role_end=None,
+        key=key,
+        packed=pack_module(spec),
+        relocation=None,
+    )
+
+
+def _token_ids(link: Iterable[Piece]) -> Iterator[int]:
+    for piece in link:
+        yield from piece.module.kept_token_ids[piece.kept.start : piece.kept.end]

@@ -1,0 +1,46 @@
+"""Plans that make the engine encode modules ahead of the prompts that import them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.plan.chain import Chain
+from vllm_promptcache.plan.prompt_plan import PlannedModule, PromptPlan, make_plan
+
+
+def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[PromptPlan]:
+    """Short sequences that make the engine encode every module and scaffold of a schema.
+
+    Each reads one module, or one scaffold, but for its last token, which is computed again; its
+    other `modules` are the contexts. A module of one token has nothing to read ahead and is left to
+    its first prompt. So is all of an exact schema, whose modules are other ones in every
+    combination, and scaffolds of a compact one, which may be anywhere.
+    """
+    if layout.is_exact:
+        return []
+    groups = [*_modules(layout), *([] if layout.is_compact else _scaffolds(layout, block_size))]
+    return [_plan(layout, group, block_size) for group in groups]
+
+
+def _modules(layout: SchemaLayout) -> Iterator[list[PlannedModule]]:
+    """Each module behind its contexts."""
+    for module in layout.modules:
+        if module.is_reusable and module.num_kept_tokens > 1:
+            contexts = [PlannedModule(layout.modules[index], ()) for index in module.dependencies]
+            yield [*contexts, PlannedModule.first(module, module.num_kept_tokens)]
+
+
+def _scaffolds(layout: SchemaLayout, block_size: int) -> Iterator[list[PlannedModule]]:
+    for scaffold in layout.scaffolds:
+        members = (layout.modules[index] for index in sorted(scaffold))
+        chain = Chain.of(layout, members, "scaffold", block_size=block_size).modules
+        if chain:
+            yield [PlannedModule.first(module, module.num_kept_tokens) for module in chain]
+
+
+def _plan(layout: SchemaLayout, modules: list[PlannedModule], block_size: int) -> PromptPlan:
+    *others, last = modules
+    shortened = PlannedModule.first(last.layout, last.num_tokens - 1)
+    new = shortened.computed_again()
+    return make_plan(layout, [*others, shortened], new, block_size=block_size)
