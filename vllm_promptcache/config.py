@@ -5,10 +5,11 @@ import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.pml.attributes import REPAIR_HINT, parse_repair
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -34,10 +35,16 @@ class PromptModulesConfig:
     schemas_read_only: bool = False
     """Refuse to add, replace or remove schemas over HTTP."""
 
-    encode: Literal["isolated", "anchored"] = "isolated"
+    encode: Literal["isolated", "anchored", "exact"] = "isolated"
     """What a module may attend to while it is encoded, where its schema does not say: nothing but
-    itself (`isolated`, as in the paper), or also the text of its ancestors that lies before it
-    (`anchored`)."""
+    itself (`isolated`, as in the paper), also the text of its ancestors that lies before it
+    (`anchored`), or all that the prompt has before it (`exact`: answers equal those of a plain
+    prefill, and only prompts that begin with the same modules share them)."""
+
+    repair: str = "none"
+    """Which tokens of reused modules each prompt computes again, where neither it nor its schema
+    says: `none`, the first (`head:16`) or last (`tail:16`) tokens of every module but the first, or
+    a share of them in percent (`spread:15`)."""
 
     max_pinned_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the KV cache's blocks that pinned modules may take together."""
@@ -64,6 +71,13 @@ class PromptModulesConfig:
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""
+
+    @field_validator("repair")
+    @classmethod
+    def _check_repair(cls, repair: str) -> str:
+        if parse_repair(repair) is None:
+            raise ValueError(REPAIR_HINT)
+        return repair
 
     @classmethod
     def parse(cls, options: Any) -> Self:

@@ -22,6 +22,7 @@ _OPTIONS = {
     "prompt_schemas": "schemas",
     "prompt_schemas_read_only": "schemas_read_only",
     "prompt_modules_encode": "encode",
+    "prompt_modules_repair": "repair",
     "prompt_modules_max_pinned_share": "max_pinned_share",
     "prompt_modules_eviction": "eviction",
     "prompt_modules_host_memory": "host_memory",

@@ -18,7 +18,7 @@ from vllm_promptcache.entrypoints.request_options import (
 from vllm_promptcache.errors import PlanError, UnsupportedError
 from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
 from vllm_promptcache.plan.chat import Conversation, close_with_user
-from vllm_promptcache.pml import parse_prompt
+from vllm_promptcache.pml import Repair, parse_prompt
 
 DOCUMENT = '<prompt schema="s"><a/> text</prompt>'
 ROLES = ChatRoles(
@@ -143,11 +143,14 @@ def test_a_prompt_without_markup() -> None:
     ("fields", "message"),
     [
         ({"schema": "s", "importz": []}, "prompt_modules.importz: Extra inputs"),
+        ({"schema": "s", "encode": "isolated"}, "prompt_modules.encode: Input should be 'exact'"),
+        ({"schema": "s", "repair": '1"'}, "prompt_modules.repair: Value error, write `none`"),
         ({"schema": "s", "imports": ["a b"]}, "prompt_modules.imports.0: String should match"),
         ({"schema": 's"', "imports": []}, "prompt_modules.schema: String should match"),
         ({"schema": "s", "arguments": {"a": {"x y": "1"}}}, "prompt_modules.arguments.a"),
         ({"schema": "s", "imports": ["a/" * 64 + "a"]}, "prompt_modules.imports.0: String should"),
-        ({"imports": ["a"]}, "prompt_modules: Value error, imports, arguments and text need a"),
+        ({"repair": "tail:1"}, "prompt_modules: Value error, imports, arguments, text, encode"),
+        ({"imports": ["a"]}, "prompt_modules: Value error, imports, arguments, text, encode"),
     ],
 )
 def test_malformed_forms_are_refused(fields: dict[str, object], message: str) -> None:
@@ -170,6 +173,13 @@ def test_deep_imports_cost_little() -> None:
         arguments={f"b{i}": {"x": "1"} for i in range(4096)},
     )
     assert modules.to_pml("").count("<b") == 4096
+
+
+def test_the_policy_of_a_prompt_without_markup() -> None:
+    modules = PromptModules(schema="s", encode="exact", repair="tail:16")
+    prompt = parse_prompt(modules.to_pml("x"))
+    assert prompt.is_exact
+    assert prompt.repair == Repair("tail", 16)
 
 
 def test_a_pml_prompt_is_not_tokenized() -> None:

@@ -64,9 +64,10 @@ def test_an_option_without_the_flag_is_refused():
     [
         (
             {"shemas": "x"},
-            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, max_pinned",
+            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, repair, max_pinned",
         ),
-        ({"encode": "exact"}, "'encode': Input should be 'isolated' or 'anchored'"),
+        ({"encode": "all"}, "'encode': Input should be 'isolated', 'anchored' or 'exact'"),
+        ({"repair": "head"}, "'repair': .*write `none`, `head:N`"),
         ({"verify": "maybe"}, "'verify'"),
         ("on", "prompt_modules option"),
     ],

@@ -131,3 +131,9 @@ def test_scaffolds_are_warmed_and_exact_schemas_are_not() -> None:
     plan = prompts.plan("<a/><b p='x'/><c/> end")
     assert [s.key for s in warm.sequence.spans] == [s.key for s in plan.sequence.spans[:2]]
     assert Prompts(MODULES, 'encode="exact"').planner.warm_plans("s") == []
+
+
+def test_a_prompt_of_nothing_but_modules_that_are_never_cached() -> None:
+    prompts = Prompts('<module name="a" cache="false">a1 a2</module>', 'encode="exact"')
+    plan = prompts.plan("<a/>")
+    assert (plan.modules, new(prompts, plan)) == ((), "a1 a2")

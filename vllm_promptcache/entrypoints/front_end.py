@@ -14,7 +14,7 @@ from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.chat import Conversation
-from vllm_promptcache.pml import parse_prompt, parse_schema
+from vllm_promptcache.pml import NO_REPAIR, parse_prompt, parse_repair, parse_schema
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -51,6 +51,7 @@ class FrontEnd:
             max_model_len=vllm_config.model_config.max_model_len,
             block_size=vllm_config.cache_config.block_size,
             default_encode=config.encode,
+            default_repair=parse_repair(config.repair) or NO_REPAIR,
         )
         # Loads the grammar now, so that the first prompt need not.
         parse_prompt('<prompt schema="none">none</prompt>')

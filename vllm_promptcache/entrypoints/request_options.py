@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from xml.sax.saxutils import escape, quoteattr
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from vllm.entrypoints.serve.tokenize.protocol import (
@@ -27,7 +28,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.pml import DEFAULT_LIMITS
+from vllm_promptcache.pml import DEFAULT_LIMITS, REPAIR_HINT, parse_repair
 
 REQUEST_FIELD = "prompt_modules"
 
@@ -46,6 +47,8 @@ class PromptModules(BaseModel):
         schema_name: The schema, called `schema` in JSON.
         imports: Paths of the modules to import, such as `trip-plan/miami`.
         arguments: Module path -> parameter -> value.
+        encode: `exact` for answers as of a plain prefill, whatever the schema says.
+        repair: Which tokens of modules are computed again, whatever the schema says.
         text: New text behind the modules, before that of the request's own prompt.
         detail: Whether the response tells what was reused.
     """
@@ -55,14 +58,24 @@ class PromptModules(BaseModel):
     schema_name: _Name | None = Field(default=None, alias="schema")
     imports: list[_Path] = Field(default_factory=list, max_length=4096)
     arguments: dict[_Path, dict[_Name, str]] = Field(default_factory=dict)
+    encode: Literal["exact"] | None = None
+    repair: str | None = None
     text: str = ""
     detail: bool = False
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
-        if self.schema_name is None and (self.imports or self.arguments or self.text):
-            raise ValueError("imports, arguments and text need a schema")
+        others = (self.imports, self.arguments, self.text, self.encode, self.repair)
+        if self.schema_name is None and any(others):
+            raise ValueError("imports, arguments, text, encode and repair need a schema")
         return self
+
+    @field_validator("repair")
+    @classmethod
+    def _check_repair(cls, repair: str | None) -> str | None:
+        if repair is not None and parse_repair(repair) is None:
+            raise ValueError(REPAIR_HINT)
+        return repair
 
     @property
     def is_prompt(self) -> bool:
@@ -94,7 +107,9 @@ class PromptModules(BaseModel):
         new = escape(self.text + text)
         if as_user and new:
             new = f"<user>{new}</user>"
-        return f'<prompt schema="{self.schema_name}" xml:space="preserve">{imports}{new}</prompt>'
+        policy = {"schema": self.schema_name, "encode": self.encode, "repair": self.repair}
+        attributes = "".join(f' {key}="{value}"' for key, value in policy.items() if value)
+        return f'<prompt{attributes} xml:space="preserve">{imports}{new}</prompt>'
 
     def _element(self, name: str, above: tuple[str, ...], children: dict[str, Any]) -> str:
         path = (*above, name)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
+from itertools import zip_longest
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
@@ -23,6 +25,9 @@ from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, Sequence
 
 ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
 
+# Chains that are kept ready: a prompt that begins like an earlier one need not make them again.
+MAX_NUM_CHAINS = 256
+
 _START = b"chained"
 
 
@@ -35,8 +40,8 @@ class Chain:
         pieces: The tokens that they hold.
     """
 
-    modules: list[ModuleLayout]
-    pieces: list[Piece]
+    modules: tuple[ModuleLayout, ...]
+    pieces: tuple[Piece, ...]
 
     @staticmethod
     def of(
@@ -60,16 +65,26 @@ class Chain:
             end: Position at which the chain ends at the latest.
         """
         cached = (module for module in members if module.cached)
-        links = _cut(_by_position(cached, end), block_size)
-        modules: list[ModuleLayout] = []
-        # The root's key has the tenant's salt in it.
-        key = sha256(_START + layout.root.key).digest()
-        for link in links:
-            key = _key(key, link)
-            # Indexes of the schema's own modules come before.
-            index = len(layout.modules) + len(modules)
-            modules.append(_module(link, key, modules, index, policy))
-        return Chain(modules, [piece for link in links for piece in link])
+        pieces = tuple(_by_position(cached, end))
+        # The root's key has the tenant's salt in it. Indexes of the schema's modules come first.
+        return _chain(pieces, layout.root.key, len(layout.modules), policy, block_size)
+
+
+@lru_cache(MAX_NUM_CHAINS)
+def _chain(
+    pieces: tuple[Piece, ...],
+    root_key: bytes,
+    first_index: int,
+    policy: ChainPolicy,
+    block_size: int,
+) -> Chain:
+    modules: list[ModuleLayout] = []
+    links = _cut(pieces, block_size)
+    key = sha256(_START + root_key).digest()
+    for link in links:
+        key = _key(key, link)
+        modules.append(_module(link, key, modules, first_index + len(modules), policy))
+    return Chain(tuple(modules), tuple(piece for link in links for piece in link))
 
 
 def _by_position(modules: Iterable[ModuleLayout], end: int | None) -> list[Piece]:
@@ -86,9 +101,9 @@ def _cut(pieces: Sequence[Piece], block_size: int) -> list[list[Piece]]:
     """Cuts a sequence behind each module, wherever at least a block has come together."""
     links: list[list[Piece]] = []
     link: list[Piece] = []
-    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+    for piece, following in zip_longest(pieces, pieces[1:]):
         link.append(piece)
-        is_end = following is None or following.module is not piece.module
+        is_end = following is None or following.module.path != piece.module.path
         if is_end and sum(part.num_tokens for part in link) >= block_size:
             links.append(link)
             link = []

@@ -19,10 +19,12 @@ from vllm_promptcache.plan.resolve import quote_some
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
-    EncodePolicy,
+    NO_REPAIR,
     Limits,
     Prompt,
+    Repair,
     Schema,
+    SchemaPolicy,
     Source,
     did_you_mean,
     parse_prompt,
@@ -61,6 +63,7 @@ class Planner:
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
         default_encode: Policy of schemas that do not say their own.
+        default_repair: Repair of schemas that do not say their own.
         limits: What a prompt may ask of the parser.
     """
 
@@ -70,13 +73,15 @@ class Planner:
         *,
         max_model_len: int,
         block_size: int,
-        default_encode: EncodePolicy = "isolated",
+        default_encode: SchemaPolicy = "isolated",
+        default_repair: Repair = NO_REPAIR,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len
         self.block_size = block_size
         self._default_encode = default_encode
+        self._default_repair = default_repair
         self._limits = limits
         self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
@@ -107,6 +112,7 @@ class Planner:
             schema,
             self.tokenizer,
             default_encode=self._default_encode,
+            default_repair=self._default_repair,
             max_model_len=self.max_model_len,
         )
 

@@ -123,7 +123,7 @@ def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
 
 def _without(module: ModuleLayout, used: Iterable[Piece]) -> Iterator[NewTokens]:
     """The kept tokens of a module that are in none of some pieces."""
-    runs = [piece.kept for piece in used if piece.module is module]
+    runs = [piece.kept for piece in used if piece.module.path == module.path]
     return repeated_tokens(module, subtract_runs([Run(0, module.num_kept_tokens)], runs))
 
 

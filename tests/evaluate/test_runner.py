@@ -1,0 +1,48 @@
+"""Which tokens count as computed again."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_promptcache.evaluate.policies import read_policy
+from vllm_promptcache.evaluate.runner import count_tokens
+from vllm_promptcache.plan.explain import ExplainedModule, ExplainedTokens, Explanation
+
+
+def module(path: str, *kept: bool) -> ExplainedModule:
+    ids = tuple(range(len(kept)))
+    return ExplainedModule(path, 0, ids, ids, kept, (), "isolated", 0, len(kept))
+
+
+# Four tokens of the schema, five and three of modules, of which one is computed again, a question.
+EXPLAINED = Explanation(
+    schema="s",
+    num_tokens=14,
+    num_cached_tokens=11,
+    num_new_tokens=3,
+    next_position=14,
+    modules=(
+        module("", True, True, True, True),
+        module("d0", True, True, True, True, True),
+        module("d1", True, True, False),
+    ),
+    new=(
+        ExplainedTokens("repeated", "d1", (7,), (11,)),
+        ExplainedTokens("text", "", (8, 9), (12, 13)),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_new", "num_recomputed"),
+    [
+        ("plain", False, 12),
+        ("isolated", True, 1),
+        ("default+tail:1", True, 1),
+        ("scaffold", True, 1),
+        ("exact", True, 12),
+        ("exact", False, 1),
+    ],
+)
+def test_tokens_are_counted(name: str, is_new: bool, num_recomputed: int) -> None:
+    assert count_tokens(EXPLAINED, read_policy(name), is_new=is_new) == (12, num_recomputed)

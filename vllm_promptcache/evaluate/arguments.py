@@ -1,0 +1,51 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """\
+policies:
+  plain             one prefill of everything; always run, since others are compared with it
+  isolated          modules are encoded alone
+  anchored          modules are encoded behind the schema's text before them
+  exact             modules are encoded behind all that is imported before them
+  scaffold          all documents of a row are encoded together
+  default           nothing is said: what the engine does by itself
+  POLICY+REPAIR     with repair, such as isolated+tail:16
+
+A line of FILE is a JSON object: "id", "metric" (f1, subspan_em/f1, accuracy or rougeL), "docs" (a
+list of texts), "question", "answers" (a list of texts), and where it is known "gold_index" (number
+of the document with the answer, from 0).
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vllm_promptcache.evaluate",
+        description="Compare answers with reused modules to those of a plain prefill. Run again "
+        "with the same --output to go on after a stop, or to add files, rows and policies.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="a folder or name, or an embedded model's name")
+    add("--data", required=True, action="append", type=Path, metavar="FILE", help="may be repeated")
+    add("--policies", default="plain,isolated,anchored", help="see below; default: %(default)s")
+    add("--limit", type=_positive, metavar="N", help="rows of each file, at even distances")
+    add("--documents", type=_positive, metavar="N", help="cut rows to N documents, gold one kept")
+    add("--output", required=True, type=Path, metavar="DIR", help="for answers and results")
+    add("--max-tokens", type=_positive, metavar="N", help="of an answer; default: 32, rougeL 256")
+    add("--dtype", default="auto", help="as for vLLM; default: %(default)s")
+    add("--max-model-len", type=_positive, metavar="N", help="default: what the model has")
+    add("--kv-cache-memory", type=float, default=2.0, metavar="GIB", help="default: %(default)s")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
