@@ -180,6 +180,16 @@ def never_cache_blocks(manager: KVCacheManager, is_encode: Callable[[str], bool]
     wrap(manager.coordinator, "cache_blocks", cache_blocks)
 
 
+def reorder_prompt(request: Request, token_ids: list[int]) -> None:
+    """Puts the tokens of a prompt into another order, before the request is scheduled.
+
+    New lists, since an engine in the front end's process shares the old one with it.
+    Can go when a request can be exchanged for another one as it enters the scheduler.
+    """
+    request.prompt_token_ids = token_ids
+    request._all_token_ids[:] = token_ids
+
+
 def set_block_hasher(request: Request, hasher: Callable[[Request], list[Any]]) -> None:
     """Makes vLLM know the blocks of `request` by hashes of ours; it has none so far.
 

@@ -5,7 +5,14 @@ import os
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
@@ -46,6 +53,10 @@ class PromptModulesConfig:
     says: `none`, the first (`head:16`) or last (`tail:16`) tokens of every module but the first, or
     a share of them in percent (`spread:15`)."""
 
+    profile: str | None = None
+    """File that `python -m vllm_promptcache.calibrate` has written. It says `encode` and `repair`;
+    schemas whose policy has not passed there are served as `exact`."""
+
     max_pinned_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the KV cache's blocks that pinned modules may take together."""
 
@@ -64,9 +75,21 @@ class PromptModulesConfig:
     dir_size: float = Field(default=20, gt=0)
     """GiB that the files in this folder may take, about; those not used longest are deleted."""
 
+    promote_after: int = Field(default=0, ge=0)
+    """After so many prompts with the same modules, encode these behind each other while the engine
+    has nothing else to do; from then on such prompts equal a plain prefill. 0 is for never."""
+
+    max_promoted_share: float = Field(default=0.25, ge=0, le=1)
+    """Share of the KV cache's blocks that modules of this kind may take together."""
+
     prefetch: bool = False
     """When a prompt imports a module, bring others of its schema back from host memory or disk too,
     as far as there are blocks that hold nothing."""
+
+    shadow: float = Field(default=0, ge=0, le=1)
+    """Share of PML prompts that a server also runs as a plain prefill, in the background, to tell
+    in its metrics how far reuse moves the first token. Clients may then ask for 100
+    log-probabilities of a token."""
 
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
@@ -78,6 +101,14 @@ class PromptModulesConfig:
         if parse_repair(repair) is None:
             raise ValueError(REPAIR_HINT)
         return repair
+
+    @field_validator("profile")
+    @classmethod
+    def _check_profile(cls, profile: str | None, info: ValidationInfo) -> str | None:
+        defaults = {"encode": cls.encode, "repair": cls.repair}
+        if profile is not None and any(info.data.get(k, v) != v for k, v in defaults.items()):
+            raise ValueError("a profile says `encode` and `repair`, so leave these out")
+        return profile
 
     @classmethod
     def parse(cls, options: Any) -> Self:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.compat import check_private_names
-from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.first_token import NUM_TOKENS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -39,6 +40,9 @@ def prepare_engine_args(args: EngineArgs) -> None:
     _require(args.speculative_config is None, "speculative decoding")
     if args.block_size is None and current_platform.is_cpu():
         args.block_size = CPU_BLOCK_SIZE
+    config = PromptModulesConfig.parse((args.additional_config or {}).get(CONFIG_KEY))
+    if config.shadow and 0 <= args.max_logprobs < NUM_TOKENS:
+        args.max_logprobs = NUM_TOKENS
     args.enable_prefix_caching = True
     args.disable_hybrid_kv_cache_manager = True
     if args.kv_transfer_config is None and args.kv_offloading_size is None:
@@ -62,6 +66,9 @@ def check_engine(vllm_config: VllmConfig) -> None:
     _require(num_context_ranks == 1, "context parallelism")
     _require(vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own")
     config = PromptModulesConfig.of(vllm_config)
+    if config.shadow:
+        is_logits = vllm_config.model_config.logprobs_mode.endswith("logits")
+        _require(not is_logits, "logits in place of log-probabilities and --prompt-modules-shadow")
     if config.dir is not None:
         _check_folder(Path(config.dir))
         what = "several workers (tensor or pipeline parallelism) and --prompt-modules-dir"

@@ -23,12 +23,16 @@ _OPTIONS = {
     "prompt_schemas_read_only": "schemas_read_only",
     "prompt_modules_encode": "encode",
     "prompt_modules_repair": "repair",
+    "prompt_modules_profile": "profile",
     "prompt_modules_max_pinned_share": "max_pinned_share",
     "prompt_modules_eviction": "eviction",
     "prompt_modules_host_memory": "host_memory",
     "prompt_modules_dir": "dir",
     "prompt_modules_dir_size": "dir_size",
+    "prompt_modules_promote_after": "promote_after",
+    "prompt_modules_max_promoted_share": "max_promoted_share",
     "prompt_modules_prefetch": "prefetch",
+    "prompt_modules_shadow": "shadow",
     "prompt_modules_verify": "verify",
 }
 _METAVARS = {
@@ -37,6 +41,10 @@ _METAVARS = {
     "dir_size": "GIB",
     "host_memory": "GIB",
     "max_pinned_share": "SHARE",
+    "profile": "FILE",
+    "max_promoted_share": "SHARE",
+    "promote_after": "N",
+    "shadow": "SHARE",
 }
 
 

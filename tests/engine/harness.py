@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -55,6 +55,27 @@ def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
 def scheduler_of(llm: LLM) -> Any:
     """The engine's scheduler, a `PromptModuleMixin`."""
     return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def idle(llm: LLM) -> None:
+    """Lets an engine without requests do what it has put off."""
+    while scheduler_of(llm).has_requests():
+        llm.llm_engine.step()
+
+
+def exact_requests(llm: LLM) -> Collection[str]:
+    """Returns a set that gets the ids of requests whose modules were promoted."""
+    promotions, ids = scheduler_of(llm).residency.promotions, set()
+    is_ready = promotions.is_ready
+
+    def noting(exact: Any) -> bool:
+        ready: bool = is_ready(exact)
+        if ready:
+            ids.add(exact.request_id)
+        return ready
+
+    promotions.is_ready = noting
+    return ids
 
 
 @contextmanager
@@ -112,8 +133,8 @@ def without_modules(explanation: dict[str, Any]) -> dict[str, Any]:
     """The plan of the same prompt where nothing is reused: all of its tokens are new."""
     kept = [
         {
-            "token_ids": [t for t, k in zip(m["token_ids"], m["kept"], strict=True) if k],
-            "position_ids": [p for p, k in zip(m["position_ids"], m["kept"], strict=True) if k],
+            "token_ids": [t for t, k in zip(m["token_ids"], m["reused"], strict=True) if k],
+            "position_ids": [p for p, k in zip(m["position_ids"], m["reused"], strict=True) if k],
         }
         for m in explanation["modules"]
     ]
@@ -122,7 +143,7 @@ def without_modules(explanation: dict[str, Any]) -> dict[str, Any]:
 
 def check_explanation(explanation: dict[str, Any], block_size: int) -> None:
     """Checks that the numbers of a plan fit each other."""
-    num_cached = [sum(module["kept"]) for module in explanation["modules"]]
+    num_cached = [sum(module["reused"]) for module in explanation["modules"]]
     num_new = sum(len(part["token_ids"]) for part in explanation["new"])
     assert explanation["num_cached_tokens"] == sum(num_cached)
     assert explanation["num_new_tokens"] == num_new

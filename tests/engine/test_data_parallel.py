@@ -103,7 +103,7 @@ def num_modules(cases: list[Case]) -> Counter[str]:
         (case.explanation["schema"], module["path"])
         for case in cases
         for module in case.explanation["modules"]
-        if any(module["kept"])
+        if any(module["reused"])
     }
     return Counter(schema for schema, _ in read)
 

@@ -118,7 +118,7 @@ def explain(llm: LLM, pml: str) -> dict[str, Any]:
 
 def reuses(explanation: dict[str, Any], policy: str) -> bool:
     """Whether a prompt reuses modules, all by this policy."""
-    policies = {module["policy"] for module in explanation["modules"] if any(module["kept"])}
+    policies = {module["policy"] for module in explanation["modules"] if any(module["reused"])}
     return policies == {policy}
 
 

@@ -35,7 +35,13 @@ ENGINE_ARGS = {
     # Few enough for an encode to take several steps.
     "max_num_batched_tokens": 24,
     # Host memory for about half as many blocks.
-    "prompt_modules": {"verify": True, "host_memory": HOST_BYTES / 2**30, "prefetch": True},
+    "prompt_modules": {
+        "verify": True,
+        "host_memory": HOST_BYTES / 2**30,
+        "prefetch": True,
+        "promote_after": 1,
+        "max_promoted_share": 0.5,
+    },
 }
 
 

@@ -36,6 +36,8 @@ def test_options_reach_the_engine_configuration():
         "--enable-prompt-modules", "--prompt-schemas", "here", "--prompt-modules-encode", "anchored"
     )
     assert args.additional_config == {CONFIG_KEY: {"schemas": "here", "encode": "anchored"}}
+    args = engine_args("--enable-prompt-modules", "--prompt-modules-profile", "mine.json")
+    assert args.additional_config == {CONFIG_KEY: {"profile": "mine.json"}}
     assert PromptModulesConfig.parse(args.additional_config[CONFIG_KEY]).verify is False
 
 
@@ -64,7 +66,7 @@ def test_an_option_without_the_flag_is_refused():
     [
         (
             {"shemas": "x"},
-            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, repair, max_pinned",
+            "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, repair, profile",
         ),
         ({"encode": "all"}, "'encode': Input should be 'isolated', 'anchored' or 'exact'"),
         ({"repair": "head"}, "'repair': .*write `none`, `head:N`"),

@@ -44,7 +44,9 @@ def test_what_is_posted_is_kept_and_shared(tmp_path: Path) -> None:
     assert two.names() == ["a"]
     change = two.replace("a", schema("a", "x y", "z w"))
     assert (change.is_new, change.num_kept_tokens, change.num_changed_tokens) == (False, 2, 2)
-    assert one.describe("a")["modules"][2]["num_tokens"] == 2
+    described = one.describe("a")
+    assert described["modules"][2]["num_tokens"] == 2
+    assert (described["policy"], described["reason"]) == ("isolated", None)
     assert SchemaService(front_end(tmp_path)).names() == ["a"]
     one.remove("a")
     assert two.names() == []

@@ -11,9 +11,9 @@ from tests.evaluate.rows import row
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.answers import Answer, AnswerLog, Refusal
 from vllm_promptcache.evaluate.data import DataSet
-from vllm_promptcache.evaluate.first_token import FirstToken
 from vllm_promptcache.evaluate.report import markdown
 from vllm_promptcache.evaluate.summary import refusals, summarize
+from vllm_promptcache.first_token import FirstToken
 
 SETTINGS = {"model": "tiny", "max_tokens": None}
 PLAIN = Answer("trips", "r0", "plain", "at\n“nine”", 0.0, 2.0, 50, 50, 0, FirstToken((1,), (-0.5,)))

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.pareto import plot, read_rows
 from tests.evaluate.rows import line, write
 from vllm_promptcache.evaluate import __main__ as command
+from vllm_promptcache.evaluate import run
 
 POLICIES = ["plain", "isolated", "anchored"]
 
@@ -74,7 +75,7 @@ def test_rows_are_run_and_not_run_again(
     results = check_results(output)
     answers = (output / "answers.jsonl").read_text()
     # Nothing is left to run, so no engine is started.
-    monkeypatch.setattr(command, "running_engine", None)
+    monkeypatch.setattr(run, "running_engine", None)
     assert command.main(given) == 0
     assert (output / "answers.jsonl").read_text() == answers
     assert check_results(output) == results

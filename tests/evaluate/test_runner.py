@@ -9,9 +9,10 @@ from vllm_promptcache.evaluate.runner import count_tokens
 from vllm_promptcache.plan.explain import ExplainedModule, ExplainedTokens, Explanation
 
 
-def module(path: str, *kept: bool) -> ExplainedModule:
-    ids = tuple(range(len(kept)))
-    return ExplainedModule(path, 0, ids, ids, kept, (), "isolated", 0, len(kept))
+def module(path: str, *reused: bool) -> ExplainedModule:
+    ids = tuple(range(len(reused)))
+    kept = (True,) * len(reused)
+    return ExplainedModule(path, 0, ids, ids, kept, reused, (), "isolated", 0, len(reused))
 
 
 # Four tokens of the schema, five and three of modules, of which one is computed again, a question.

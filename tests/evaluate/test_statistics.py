@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vllm_promptcache.evaluate.bootstrap import Estimate, estimate
-from vllm_promptcache.evaluate.first_token import NUM_TOKENS, FirstToken
+from vllm_promptcache.first_token import NUM_TOKENS, FirstToken
 
 
 def test_an_interval_is_about_that_of_a_normal_mean() -> None:

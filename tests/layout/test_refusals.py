@@ -36,6 +36,12 @@ def test_scaffolds_that_no_prompt_can_use() -> None:
     assert error.message == 'the scaffold names `b`, which has `cache="false"`'
 
 
+def test_a_free_order_needs_a_compact_layout() -> None:
+    error = Compiler().refused("one", 'order="any"')
+    assert error.message == '`order="any"` goes with `layout="compact"` only'
+    assert Compiler().compile("one", 'order="any" layout="compact"').has_free_order
+
+
 def test_modules_of_exact_schemas_cannot_be_pinned() -> None:
     error = Compiler().refused('<module name="a" pin="true">one</module>', 'encode="exact"')
     assert error.message == 'modules of a schema with `encode="exact"` cannot be pinned'

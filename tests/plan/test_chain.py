@@ -110,7 +110,7 @@ def test_the_baseline_has_the_same_tokens() -> None:
     for attributes in ('encode="exact"', ""):
         prompts = Prompts(MODULES + SCAFFOLD, attributes)
         plan = prompts.plan("<a/><b p='x'/><c/> end")
-        plain = baseline(plan, prompts.layout)
+        plain = baseline(plan)
         assert sorted(plain.prompt_token_ids) == sorted(plan.prompt_token_ids)
         text = prompts.words.text(plain.prompt_token_ids)
         assert text == "r1 r2 a1 a2 a3 a4 a5 r3 b1 x b2 b3 b4 b5 b6 c1 c2 c3 c4 c5 end"

@@ -53,19 +53,20 @@ def test_keys_and_types_are_those_of_the_format() -> None:
         "token_ids",
         "position_ids",
         "kept",
+        "reused",
         "context",
         "policy",
         "num_full_blocks",
         "num_tail_tokens",
     ]
-    assert module["kept"] == [True, False, False]
+    assert module["reused"] == [True, False, False]
     assert list(explanation["new"][0]) == ["kind", "owner", "token_ids", "position_ids"]
 
 
 def test_a_token_that_is_computed_again_is_not_kept() -> None:
     prompts = Prompts('<module name="a">1 <param name="p" len="1"/> 2</module>')
     explanation = Explanation.of(prompts.plan("<a p=''/>"))
-    assert explanation.modules[1].kept == (True, False, False)
+    assert explanation.modules[1].reused == (True, False, False)
     assert explanation.new[0].position_ids == (2,)
 
 

@@ -57,10 +57,10 @@ def placed(plan: PromptPlan) -> list[tuple[int, int]]:
     cached = [
         (position, token_id)
         for module in explanation.modules
-        for position, token_id, kept in zip(
-            module.position_ids, module.token_ids, module.kept, strict=True
+        for position, token_id, is_reused in zip(
+            module.position_ids, module.token_ids, module.reused, strict=True
         )
-        if kept
+        if is_reused
     ]
     new = [
         pair
@@ -107,7 +107,7 @@ def test_engine_order(seed: int, block_size: int) -> None:
 @many
 def test_plans_round_trip(seed: int, block_size: int) -> None:
     layout, plan = planned(seed, block_size)
-    for one in (plan, baseline(plan, layout), *warm_plans(layout, block_size=block_size)):
+    for one in (plan, baseline(plan), *warm_plans(layout, block_size=block_size)):
         packed = unpack_plan(one.packed, num_prompt_tokens=one.num_tokens)
         assert packed.sequence == one.sequence
         modules = {key: unpack_module(data, key=key) for key, data in packed.modules}
@@ -146,8 +146,8 @@ def test_policies_change_no_token(seed: int, block_size: int) -> None:
 @given(seed=seeds, block_size=st.integers(1, 40))
 @many
 def test_baselines(seed: int, block_size: int) -> None:
-    layout, plan = planned(seed, block_size)
-    plain = baseline(plan, layout)
+    _, plan = planned(seed, block_size)
+    plain = baseline(plan)
     assert placed(plain) == sorted(placed(plan))
     assert plain.prompt_token_ids == [token_id for _, token_id in placed(plain)]
 

@@ -25,6 +25,7 @@ def print_schema(schema: Schema) -> str:
         "encode": schema.encode,
         "repair": _repair(schema.repair),
         "layout": schema.layout,
+        "order": schema.order,
         "private": str(schema.private).lower(),
         **_pin(schema.pin),
     }

@@ -42,7 +42,7 @@ ROOTS = {
     "namespace": (
         '<schema name="s" ▲xmlns="urn:x"/>',
         "`<schema>` has no attribute `xmlns`",
-        "it takes `name`, `encode`, `repair`, `layout`, `private`, `pin`, `ttl`",
+        "it takes `name`, `encode`, `repair`, `layout`, `order`, `private`, `pin`, `ttl`",
     ),
 }
 MODULES = {

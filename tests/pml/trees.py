@@ -48,7 +48,8 @@ def schemas(draw: st.DrawFn) -> Schema:
     scaffolds = (Scaffold(tuple(modules), PLACE),) if len(modules) > 1 else ()
     layout = draw(st.sampled_from(["schema", "compact"]))
     private = draw(st.booleans())
-    options = (draw(SCHEMA_POLICIES), draw(REPAIRS), layout, private, draw(PINS))
+    order = draw(st.sampled_from(["prompt", "any"]))
+    options = (draw(SCHEMA_POLICIES), draw(REPAIRS), layout, order, private, draw(PINS))
     return Schema(draw(NAMES), children, *options, scaffolds, SOURCE, PLACE)
 
 

@@ -88,7 +88,7 @@ class Reference:
     def cached_kv(self, explanation: Explanation) -> KV:
         """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
         modules = explanation["modules"]
-        return KV.concat([self._kept(modules, index) for index in range(len(modules))])
+        return KV.concat([self._taken(modules, index, "reused") for index in range(len(modules))])
 
     def _start(self, explanation: Explanation) -> tuple[DynamicCache, list[int], list[int]]:
         """Returns the cache, the new tokens and their positions, ascending."""
@@ -106,16 +106,18 @@ class Reference:
         cache = self.cached_kv(explanation).to_cache()
         return cache, [token_id for _, token_id in new], position_ids
 
-    def _kept(self, modules: list[dict[str, Any]], index: int) -> KV:
-        kept = [i for i, is_kept in enumerate(modules[index]["kept"]) if is_kept]
-        return self._encode(modules, index).take(torch.tensor(kept)) if kept else KV()
+    def _taken(self, modules: list[dict[str, Any]], index: int, which: str) -> KV:
+        """Returns the KV of those of a module's tokens that are `kept` or `reused`."""
+        taken = [i for i, is_taken in enumerate(modules[index][which]) if is_taken]
+        return self._encode(modules, index).take(torch.tensor(taken)) if taken else KV()
 
     def _encode(self, modules: list[dict[str, Any]], index: int) -> KV:
         """Returns the KV of all of a module's tokens, placeholders included."""
         encode_id = _encode_id(modules, index)
         if encode_id not in self._encoded:
             module = modules[index]
-            context = KV.concat([self._kept(modules, i).first(n) for i, n in module["context"]])
+            taken = [(self._taken(modules, i, "kept"), n) for i, n in module["context"]]
+            context = KV.concat([kept.first(n) for kept, n in taken])
             cache = context.to_cache()
             self._forward(cache, module["token_ids"], module["position_ids"], num_logits=1)
             self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)

@@ -71,6 +71,7 @@ class ModularRequest:
         num_encodes: Encodes that were started for it.
         schema: Name of its prompt's schema; empty for an encode.
         since: When it arrived, in seconds of the monotonic clock.
+        exact_paths: Paths of the modules it reads where they were promoted; else the plan's hold.
         has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it.
     """
@@ -87,6 +88,7 @@ class ModularRequest:
     encoded_keys: set[bytes] = field(default_factory=set)
     schema: str = ""
     since: float = field(default_factory=time.monotonic)
+    exact_paths: list[str] | None = None
     has_waited: bool = False
     offsets: PositionOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.compat import reorder_prompt, set_block_hasher
 from vllm_promptcache.core.demand import BlockDemand
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.prefetch import Prefetch
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
+from vllm_promptcache.core.promotions import Promotions
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
+from vllm_promptcache.plan.codec import PLAN_KEY, PackedPlan, unpack_plan
 from vllm_promptcache.plan.sequence import Relocation
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
@@ -43,6 +45,7 @@ class ModuleResidency:
         store: The module store.
         pins: Modules that stay resident.
         tiers: Where modules go when they leave the KV cache, and come back from.
+        promotions: Which combinations of modules are encoded exactly.
         prefetch: Brings modules back before they are asked for.
         encodes: The encodes under way.
         metrics: Counters for Prometheus.
@@ -59,6 +62,8 @@ class ModuleResidency:
         num_host_blocks: int = 0,
         has_disk: bool = False,
         prefetches: bool = False,
+        promote_after: int = 0,
+        max_promoted_share: float = 0.25,
         verify: bool = False,
     ) -> None:
         self.store = ModuleStore(block_pool)
@@ -71,6 +76,12 @@ class ModuleResidency:
             evicts_by_value=evicts_by_value,
             num_host_blocks=num_host_blocks,
             has_disk=has_disk,
+        )
+        self.promotions = Promotions(
+            self.store,
+            self.tiers,
+            after=promote_after,
+            max_blocks=int(max_promoted_share * num_usable),
         )
         self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
@@ -103,6 +114,8 @@ class ModuleResidency:
 
     def add(self, request: Request) -> None:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
+        if (promoted := self.promotions.interrupt()) is not None:
+            self.encodes.leave(promoted)
         extra_args = request.sampling_params.extra_args if request.sampling_params else None
         if not extra_args or PLAN_KEY not in extra_args:
             return
@@ -111,16 +124,42 @@ class ModuleResidency:
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        modular = ModularRequest(request, plan.sequence, dict(plan.modules), self._block_size)
-        modular.relocations = {found.key: found for found in plan.relocations}
-        modular.schema = plan.schema
-        modular.reads_private_blocks = not request.skip_reading_prefix_cache
+        modular = self._modular(request, plan)
         set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
             self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
         self._enter(modular)
+
+    def _modular(self, request: Request, plan: PackedPlan) -> ModularRequest:
+        """Makes the state of a request; an exact one if the modules for that are here."""
+        make = partial(
+            ModularRequest,
+            request,
+            modules=dict(plan.modules),
+            block_size=self._block_size,
+            relocations={found.key: found for found in plan.relocations},
+            schema=plan.schema,
+            reads_private_blocks=not request.skip_reading_prefix_cache,
+        )
+        if plan.exact is not None:
+            exact = make(plan.exact.sequence, exact_paths=plan.exact.paths)
+            if self.promotions.is_ready(exact):
+                reorder_prompt(request, plan.exact.token_ids)
+                return exact
+        return make(plan.sequence)
+
+    def promote(self) -> list[Request]:
+        """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
+        if (found := self.promotions.next()) is None:
+            return []
+        exact, key = found
+        try:
+            return self._start_encode(exact, key)
+        except PlanError:
+            # Requests of the same plan say so.
+            return []
 
     def _enter(self, modular: ModularRequest) -> None:
         self._requests[modular.request_id] = modular

@@ -48,6 +48,8 @@ class PromptModuleMixin(Scheduler):
             num_host_blocks=int(config.host_memory * 2**30 / self.block_bytes),
             has_disk=config.dir is not None,
             prefetches=config.prefetch,
+            promote_after=config.promote_after,
+            max_promoted_share=config.max_promoted_share,
             verify=config.verify,
         )
         # Blocks of an encode become the module's, and hold padding until then.
@@ -99,6 +101,10 @@ class PromptModuleMixin(Scheduler):
                 client.outputs = [o for o in client.outputs if o.request_id not in ended]
         if self.residency.rejected:
             self._end_rejected(outputs)
+        if not self.requests:
+            # The engine goes on while there are requests.
+            for request in self.residency.promote():
+                super().add_request(request)
         return outputs
 
     def _end_rejected(self, outputs: dict[int, EngineCoreOutputs]) -> None:

@@ -31,6 +31,8 @@ def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
     paths = ((params and params.extra_args) or {}).get(DETAIL_KEY)
     if paths is None:
         return None
+    if modular.exact_paths is not None:
+        paths = modular.exact_paths
     return [
         {
             "path": path,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.entrypoints.load_profile import load_profile
 from vllm_promptcache.entrypoints.metrics import count_plan_error
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
@@ -14,7 +15,16 @@ from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.chat import Conversation
-from vllm_promptcache.pml import NO_REPAIR, parse_prompt, parse_repair, parse_schema
+from vllm_promptcache.plan.gate import PolicyGate
+from vllm_promptcache.plan.prompt_plan import baseline
+from vllm_promptcache.pml import (
+    NO_REPAIR,
+    Repair,
+    SchemaPolicy,
+    parse_prompt,
+    parse_repair,
+    parse_schema,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,15 +53,20 @@ class FrontEnd:
 
         Raises:
             PMLError: A file of the schema folder is no valid schema.
-            ClientError: The schema folder cannot be read.
+            ClientError: The schema folder or the profile cannot be read, or the profile is that of
+                another model.
         """
         config = PromptModulesConfig.of(vllm_config)
+        profile = load_profile(vllm_config)
+        encode, repair = _default_policy(config) if profile is None else profile.default_policy
         planner = Planner(
             tokenizer,
             max_model_len=vllm_config.model_config.max_model_len,
             block_size=vllm_config.cache_config.block_size,
-            default_encode=config.encode,
-            default_repair=parse_repair(config.repair) or NO_REPAIR,
+            default_encode=encode,
+            default_repair=repair,
+            gate=None if profile is None else PolicyGate(profile),
+            promotes=config.promote_after > 0,
         )
         # Loads the grammar now, so that the first prompt need not.
         parse_prompt('<prompt schema="none">none</prompt>')
@@ -143,6 +158,16 @@ class FrontEnd:
             raise
         return plan
 
+    def baseline(self, plan: PromptPlan) -> PromptPlan:
+        """Plans the same prompt as one plain prefill.
+
+        Raises:
+            PlanError: The engine's KV cache can never hold it.
+        """
+        plain = baseline(plan)
+        self._check_room(plain)
+        return plain
+
     def _check_room(self, plan: PromptPlan) -> None:
         num_blocks = self.vllm_config.cache_config.num_gpu_blocks
         num_needed = plan.sequence.num_blocks(plan.num_tokens + 1, self.block_size)
@@ -159,6 +184,10 @@ class FrontEnd:
         """Tokens in a KV cache block."""
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size
+
+
+def _default_policy(config: PromptModulesConfig) -> tuple[SchemaPolicy, Repair]:
+    return config.encode, parse_repair(config.repair) or NO_REPAIR
 
 
 def _evicted(config: PromptModulesConfig) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.pml import DURATION_HINT, Pin, parse_duration, quote
+
+logger = module_logger(__name__)
 
 EnginePins = list[tuple[bytes, int, float | None]]
 """Key, blocks and seconds to live of each module; see `core.introspection.prompt_module_pin`."""
@@ -27,7 +30,9 @@ def make_pin(*, wanted: bool, ttl: str | None) -> Pin | None:
 
 
 def engine_pins(layout: SchemaLayout, block_size: int, pin: Pin | None = None) -> EnginePins:
-    """The modules that a schema pins.
+    """The modules that a schema pins; none of an exact one, with a warning.
+
+    Their KV is another one in every combination of modules.
 
     Args:
         layout: The schema.
@@ -40,6 +45,9 @@ def engine_pins(layout: SchemaLayout, block_size: int, pin: Pin | None = None) -
     if pin is not None and layout.private:
         raise ClientError("modules of a private schema cannot be pinned", "leave out `pin`")
     pins = [(module, pin or module.pin) for module in layout.modules if module.is_reusable]
+    if layout.is_exact and any(wanted for _, wanted in pins):
+        logger.warning("Schema %s is exact, so nothing of it is pinned.", layout.name)
+        return []
     return [
         (module.key, -(-module.num_kept_tokens // block_size), wanted.ttl_s)
         for module, wanted in pins

@@ -58,6 +58,13 @@ def planned_prompt(text: str, plan: PromptPlan, since_ns: int | None = None) -> 
     return planned
 
 
+def plan_of_client(prompt: Any) -> PromptPlan | None:
+    """The plan of a PML prompt that a client has sent, and not of one that is to warm modules."""
+    if not isinstance(prompt, Mapping) or _DURATION_FIELD not in prompt:
+        return None
+    return cast(PromptPlan, prompt[PLAN_FIELD])
+
+
 def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
     """Returns a prompt that is a PML document with its plan, and any other as it is.
 

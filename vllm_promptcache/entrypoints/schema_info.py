@@ -31,11 +31,15 @@ class SchemaInfo:
     Attributes:
         name: Its name.
         num_tokens: Positions it spans.
+        policy: How its modules are reused; several ways stand between commas.
+        reason: Why it is exact though it says another policy.
         modules: Its modules in document order, the root first.
     """
 
     name: str
     num_tokens: int
+    policy: str
+    reason: str | None
     modules: tuple[ModuleInfo, ...]
 
     @classmethod
@@ -45,4 +49,11 @@ class SchemaInfo:
             ModuleInfo(m.path, m.num_kept_tokens, m.start, -(-m.num_kept_tokens // block_size))
             for m in layout.modules
         )
-        return cls(layout.name, layout.num_tokens, modules)
+        return cls(layout.name, layout.num_tokens, _policy(layout), layout.fallback, modules)
+
+
+def _policy(layout: SchemaLayout) -> str:
+    if layout.is_exact:
+        return "exact"
+    # A schema without modules has its own text only, which is encoded alone.
+    return ", ".join(layout.policies) or "isolated"

@@ -16,10 +16,12 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vllm_promptcache.compat import wrap
 from vllm_promptcache.config import PromptModulesConfig, admin_key
 from vllm_promptcache.entrypoints.engine_modules import EngineModules
 from vllm_promptcache.entrypoints.pinning import make_pin
 from vllm_promptcache.entrypoints.schema_service import Change, SchemaService
+from vllm_promptcache.entrypoints.shadow import ShadowCheck
 from vllm_promptcache.errors import (
     ClientError,
     ConflictError,
@@ -206,6 +208,10 @@ class SchemaEndpoints:
             read_only=config.schemas_read_only,
             admin_key=admin_key(),
         )
+        if config.shadow:
+            shadow = ShadowCheck(front_end, engine_client.generate, config.shadow)
+            wrap(engine_client, "generate", shadow.watch)
+            state.shadow_check = asyncio.create_task(shadow.run())
 
 
 def _guarded(

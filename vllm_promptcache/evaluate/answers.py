@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.evaluate.first_token import FirstToken
+from vllm_promptcache.first_token import FirstToken
 
 Key: TypeAlias = tuple[str, str, str]
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from vllm_promptcache.errors import PromptCacheError
+from vllm_promptcache.evaluate.engine import EngineOptions
 
 _EPILOG = """\
 policies:
@@ -31,20 +36,47 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--model", required=True, help="a folder or name, or an embedded model's name")
+    add_engine_arguments(parser)
     add("--data", required=True, action="append", type=Path, metavar="FILE", help="may be repeated")
     add("--policies", default="plain,isolated,anchored", help="see below; default: %(default)s")
-    add("--limit", type=_positive, metavar="N", help="rows of each file, at even distances")
-    add("--documents", type=_positive, metavar="N", help="cut rows to N documents, gold one kept")
+    add("--documents", type=positive, metavar="N", help="cut rows to N documents, gold one kept")
     add("--output", required=True, type=Path, metavar="DIR", help="for answers and results")
-    add("--max-tokens", type=_positive, metavar="N", help="of an answer; default: 32, rougeL 256")
-    add("--dtype", default="auto", help="as for vLLM; default: %(default)s")
-    add("--max-model-len", type=_positive, metavar="N", help="default: what the model has")
-    add("--kv-cache-memory", type=float, default=2.0, metavar="GIB", help="default: %(default)s")
     return parser
 
 
-def _positive(text: str) -> int:
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what all commands have that run policies."""
+    add = parser.add_argument
+    add("--model", required=True, help="a folder or name, or an embedded model's name")
+    add("--limit", type=positive, metavar="N", help="rows of each file, at even distances")
+    add("--max-tokens", type=positive, metavar="N", help="of an answer; default: 32, rougeL 256")
+    add("--dtype", default="auto", help="as for vLLM; default: %(default)s")
+    add("--max-model-len", type=positive, metavar="N", help="default: what the model has")
+    add("--kv-cache-memory", type=float, default=2.0, metavar="GIB", help="default: %(default)s")
+
+
+def engine_options(arguments: argparse.Namespace) -> EngineOptions:
+    """How the engine is to be started."""
+    return EngineOptions(
+        arguments.model,
+        arguments.dtype,
+        arguments.max_model_len,
+        int(arguments.kv_cache_memory * 2**30),
+    )
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Runs a command; returns 0, or 2 after a line on stderr that says what cannot be used."""
+    try:
+        command()
+    except PromptCacheError as error:
+        message = error.message if error.hint is None else f"{error.message}; {error.hint}"
+        print(f"error: {message}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from vllm_promptcache.errors import ClientError, ModelError, UnsupportedError
 from vllm_promptcache.evaluate.data import Row
-from vllm_promptcache.evaluate.first_token import NUM_TOKENS
 from vllm_promptcache.evaluate.policies import PLAIN, Policy
 from vllm_promptcache.evaluate.prompts import Writer
+from vllm_promptcache.first_token import NUM_TOKENS
 from vllm_promptcache.models import MODELS, embedded_model
 
 if TYPE_CHECKING:

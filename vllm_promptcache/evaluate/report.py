@@ -15,8 +15,11 @@ from rich.table import Table
 
 from vllm_promptcache.evaluate.answers import Refusal
 from vllm_promptcache.evaluate.bootstrap import Estimate
-from vllm_promptcache.evaluate.first_token import NUM_TOKENS
 from vllm_promptcache.evaluate.summary import Result
+from vllm_promptcache.first_token import NUM_TOKENS
+
+# Of a table in a file or pipe.
+_WIDTH = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,12 @@ def _line(cells: Iterable[str]) -> str:
 
 def _skipped(refusal: Refusal) -> str:
     return f"{refusal.data}, row {refusal.row}, {refusal.policy}: {refusal.reason}"
+
+
+def output_console() -> Console:
+    """Where tables are printed."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
 
 
 def print_results(console: Console, results: Sequence[Result], skipped: Sequence[Refusal]) -> None:

@@ -15,9 +15,9 @@ from vllm_promptcache.entrypoints.request_options import PromptModules, RequestO
 from vllm_promptcache.errors import ClientError, PlanError
 from vllm_promptcache.evaluate.answers import Answer, AnswerLog, Refusal
 from vllm_promptcache.evaluate.data import DataSet, Row
-from vllm_promptcache.evaluate.first_token import NUM_TOKENS, FirstToken
 from vllm_promptcache.evaluate.policies import PLAIN, Policy
 from vllm_promptcache.evaluate.prompts import TASKS, Writer
+from vllm_promptcache.first_token import NUM_TOKENS, FirstToken
 from vllm_promptcache.plan import Explanation
 
 _DETAIL = RequestOptions(prompt_modules=PromptModules(detail=True))
@@ -150,7 +150,7 @@ def count_tokens(explained: Explanation, policy: Policy, *, is_new: bool) -> tup
         is_new: Whether the row before has other documents.
     """
     repeated = sum(len(part.token_ids) for part in explained.new if part.kind == "repeated")
-    num_tokens = sum(sum(module.kept) for module in explained.modules) + repeated
+    num_tokens = sum(sum(module.reused) for module in explained.modules) + repeated
     # No other combination can use the states of `exact`, so making them is recomputing.
     if not policy.reuse or (policy.is_for_one_prompt and is_new):
         return num_tokens, num_tokens

@@ -11,15 +11,16 @@ from vllm_promptcache.pml.diagnostics import pml_error, quote
 
 
 def check_layout(
-    schema: Schema, drafts: Sequence[ModuleDraft], *, is_exact: bool, max_model_len: int | None
+    schema: Schema, drafts: Sequence[ModuleDraft], *, max_model_len: int | None
 ) -> None:
     """Checks that what a schema asks for goes together, and that it fits the model.
 
     Raises:
         PMLError: It does not.
     """
-    _check_pins(schema, drafts, is_exact)
+    _check_pins(schema, drafts)
     _check_compact(schema, drafts)
+    _check_order(schema)
     _check_length(schema, max(draft.end for draft in drafts), max_model_len)
 
 
@@ -58,14 +59,15 @@ def _check_scaffold(schema: Schema, scaffold: Scaffold, members: Sequence[Module
             refuse(schema, scaffold.location, message, hint)
 
 
-def _check_pins(schema: Schema, drafts: Sequence[ModuleDraft], is_exact: bool) -> None:
+def _check_pins(schema: Schema, drafts: Sequence[ModuleDraft]) -> None:
     if not any(draft.pin for draft in drafts):
         return
     if schema.private:
         # Any tenant could fill the pool.
         message = "modules of a private schema cannot be pinned"
         refuse(schema, schema.location, message, "leave out `pin`")
-    if is_exact:
+    # Where the document does not say so itself, its pins are without effect; see `engine_pins`.
+    if schema.encode == "exact":
         message = 'modules of a schema with `encode="exact"` cannot be pinned'
         hint = "their KV is another one in every combination of modules; leave out `pin`"
         refuse(schema, schema.location, message, hint)
@@ -75,6 +77,13 @@ def _check_compact(schema: Schema, drafts: Sequence[ModuleDraft]) -> None:
     if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
         message = '`encode="anchored"` does not go with `layout="compact"`'
         hint = "a module cannot be relocated away from the text that it was encoded behind"
+        refuse(schema, schema.location, message, hint)
+
+
+def _check_order(schema: Schema) -> None:
+    if schema.order == "any" and schema.layout != "compact":
+        message = '`order="any"` goes with `layout="compact"` only'
+        hint = "in other schemas every module has a place of its own"
         refuse(schema, schema.location, message, hint)
 
 

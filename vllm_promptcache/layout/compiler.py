@@ -58,7 +58,7 @@ def compile_schema(
     repair = schema.repair or default_repair
     placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
-    check_layout(schema, drafts, is_exact=is_exact, max_model_len=max_model_len)
+    check_layout(schema, drafts, max_model_len=max_model_len)
     modules = _finish(drafts, _NO_TENANT if schema.private else b"")
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
@@ -72,6 +72,7 @@ def compile_schema(
         has_roles=has_roles,
         private=schema.private,
         is_compact=is_compact,
+        has_free_order=schema.order == "any",
         is_exact=is_exact,
         scaffolds=scaffold_members(schema, drafts),
     )

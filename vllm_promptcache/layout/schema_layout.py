@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 
 from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
+from vllm_promptcache.pml.policies import policy_name
 
 ContextPolicy: TypeAlias = EncodePolicy | Literal["scaffold", "exact"]
 """What a module may attend to while it is encoded."""
@@ -175,10 +176,12 @@ class SchemaLayout:
         private: Whether its modules are shared with nobody who has another salt.
         is_compact: Whether modules are relocated to where the prompt imports them. Then the modules
             nested in another one all start where its first one does, and take no positions of it.
+        has_free_order: Whether its modules may come in another order than in the prompt.
         is_exact: Whether all its prompts are to equal a plain prefill.
         scaffolds: Indexes of the modules of each scaffold and of the root, the largest first.
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.
+        fallback: Why it is exact though it says another policy; None where it is as it says.
     """
 
     name: str
@@ -189,9 +192,11 @@ class SchemaLayout:
     has_roles: bool
     private: bool
     is_compact: bool
+    has_free_order: bool
     is_exact: bool
     scaffolds: tuple[frozenset[int], ...]
     siblings: bytes = field(init=False, repr=False)
+    fallback: str | None = None
 
     def __post_init__(self) -> None:
         keys = [module.key for module in self.modules if module.is_reusable]
@@ -201,6 +206,15 @@ class SchemaLayout:
     def root(self) -> ModuleLayout:
         """The module that holds the anonymous text."""
         return self.modules[ROOT]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """How its modules are encoded and repaired where prompts are not exact, each way once.
+
+        The root does not count: nothing is before it.
+        """
+        modules = (module for module in self.modules[1:] if module.is_reusable)
+        return tuple(dict.fromkeys(policy_name(m.policy, m.repair) for m in modules))
 
     @property
     def num_tokens(self) -> int:

@@ -6,7 +6,7 @@ request moves their bytes and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -29,6 +29,20 @@ DETAIL_KEY = "prompt_module_paths"
 PLAN_VERSION = 4
 
 
+class ExactPlan(msgspec.Struct, frozen=True, array_like=True):
+    """The same prompt with its modules encoded behind each other, should they be resident.
+
+    Attributes:
+        sequence: What it reads then, and where its new tokens lie.
+        token_ids: The prompt in the order of this sequence, `[num_tokens]`.
+        paths: Paths of the modules that it reads, in the order of the block table.
+    """
+
+    sequence: SequencePlan
+    token_ids: list[int]
+    paths: list[str]
+
+
 class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
     """A plan as it travels.
 
@@ -40,6 +54,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
             contexts.
         relocations: Modules that `sequence` reads at other places than where `modules` has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
+        exact: What takes the place of `sequence` where it can.
     """
 
     version: int
@@ -48,6 +63,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
     modules: tuple[tuple[bytes, bytes], ...]
     relocations: tuple[Relocation, ...]
     siblings: bytes
+    exact: ExactPlan | None = None
 
     @property
     def sibling_keys(self) -> list[bytes]:
@@ -72,9 +88,12 @@ def pack_plan(
     modules: Sequence[tuple[bytes, bytes]],
     relocations: Sequence[Relocation] = (),
     siblings: bytes = b"",
+    exact: ExactPlan | None = None,
 ) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    plan = PackedPlan(PLAN_VERSION, schema, sequence, tuple(modules), tuple(relocations), siblings)
+    plan = PackedPlan(
+        PLAN_VERSION, schema, sequence, tuple(modules), tuple(relocations), siblings, exact
+    )
     return _encoder.encode(plan)
 
 
@@ -90,18 +109,15 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
     """
     plan = _decode(_plan_decoder, data)
     _require(plan.version == PLAN_VERSION, f"version {plan.version}, expected {PLAN_VERSION}")
-    _check_sequence(plan.sequence)
-    num_tokens = plan.sequence.num_cached_tokens + plan.sequence.num_new_tokens
-    _require(
-        num_tokens == num_prompt_tokens,
-        f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
-    )
+    _check_layout(plan.sequence, num_prompt_tokens)
     _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
     packed = {key for key, _ in plan.modules}
     origins = {relocation.origin for relocation in plan.relocations}
     _require(origins <= packed, "the origin of a module is missing")
     packed |= {relocation.key for relocation in plan.relocations}
     _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
+    if plan.exact is not None:
+        _check_exact(plan.exact, packed, num_prompt_tokens)
     return plan
 
 
@@ -128,6 +144,22 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: object) -> T:
         return decoder.decode(data)
     except msgspec.MsgspecError as error:
         raise PlanError(f"malformed prompt plan: {error}") from None
+
+
+def _check_layout(sequence: SequencePlan, num_prompt_tokens: int) -> None:
+    _check_sequence(sequence)
+    num_tokens = sequence.num_cached_tokens + sequence.num_new_tokens
+    _require(
+        num_tokens == num_prompt_tokens,
+        f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
+    )
+
+
+def _check_exact(exact: ExactPlan, packed: Container[bytes], num_prompt_tokens: int) -> None:
+    _check_layout(exact.sequence, num_prompt_tokens)
+    _require(len(exact.token_ids) == num_prompt_tokens, "the exact prompt has another length")
+    _require(len(exact.paths) == len(exact.sequence.spans) > 0, "a path is missing")
+    _require(all(span.key in packed for span in exact.sequence.spans), "a module is missing")
 
 
 def _check_sequence(sequence: SequencePlan) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_promptcache.layout.schema_layout import ContextPolicy
+from vllm_promptcache.layout.schema_layout import ContextPolicy, ModuleLayout
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
 from vllm_promptcache.plan.sequence import Run
 
@@ -22,8 +22,9 @@ class ExplainedModule:
         start: First position of its extent.
         token_ids: Own tokens with placeholders, `[num_own_tokens]`.
         position_ids: Their positions, `[num_own_tokens]`.
-        kept: Which of them are reused: false for placeholders and for tokens that are computed
-            again, `[num_own_tokens]`.
+        kept: Which of them are in the module's KV: all but placeholders, `[num_own_tokens]`.
+        reused: Which of these the prompt reads; the others are computed again,
+            `[num_own_tokens]`.
         context: What it was encoded behind: pairs of an index into `Explanation.modules` and how
             many of the first kept tokens of that module, placeholders not counted.
         policy: `isolated` or `anchored`; `scaffold` or `exact` for tokens of one or more modules
@@ -37,6 +38,7 @@ class ExplainedModule:
     token_ids: tuple[int, ...]
     position_ids: tuple[int, ...]
     kept: tuple[bool, ...]
+    reused: tuple[bool, ...]
     context: tuple[tuple[int, int], ...]
     policy: ContextPolicy
     num_full_blocks: int
@@ -65,11 +67,8 @@ class Explanation:
     """All tokens of a prompt with their positions.
 
     To compute the prompt by hand: run each module's `token_ids` at `position_ids` behind its
-    `context`, keep the KV where `kept`; run all `new` tokens together behind the kept KV of all
+    `context`, keep the KV where `kept`; run all `new` tokens together behind the `reused` KV of all
     modules, causal among themselves.
-
-    A context counts tokens that the module was encoded with. Where the last of them is computed
-    again in this prompt, `kept` is false for it, but it is still part of the context.
 
     Attributes:
         schema: Name of the prompt's schema.
@@ -118,7 +117,8 @@ def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> 
         start=module.start,
         token_ids=module.token_ids,
         position_ids=tuple(_integers(module.position_runs)),
-        kept=tuple(_kept(planned)),
+        kept=tuple(_chosen(module, [Run(0, module.num_kept_tokens)])),
+        reused=tuple(_chosen(module, planned.reused)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),
         policy=module.policy,
         num_full_blocks=planned.span.num_full_blocks(block_size),
@@ -131,10 +131,11 @@ def _new(tokens: NewTokens) -> ExplainedTokens:
     return ExplainedTokens(tokens.kind, tokens.owner, tuple(tokens.token_ids), position_ids)
 
 
-def _kept(planned: PlannedModule) -> Iterator[bool]:
-    kept = list(_integers(planned.layout.kept_runs))
-    indexes = {kept[index] for index in _integers(planned.reused)}
-    return (index in indexes for index in range(len(planned.layout.token_ids)))
+def _chosen(module: ModuleLayout, runs: Iterable[Run]) -> Iterator[bool]:
+    """For each own token of a module whether it is among some of its kept tokens."""
+    kept = list(_integers(module.kept_runs))
+    indexes = {kept[index] for index in _integers(runs)}
+    return (index in indexes for index in range(len(module.token_ids)))
 
 
 def _integers(runs: Iterable[Run]) -> Iterator[int]:

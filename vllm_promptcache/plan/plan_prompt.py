@@ -16,7 +16,7 @@ from vllm_promptcache.plan.new_tokens import (
 )
 from vllm_promptcache.plan.prompt_plan import PromptPlan, make_plan
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
-from vllm_promptcache.plan.reuse import ReuseChooser
+from vllm_promptcache.plan.reuse import Reuse, ReuseChooser
 from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
@@ -30,6 +30,7 @@ def plan_prompt(
     max_model_len: int,
     block_size: int,
     conversation: Conversation | None = None,
+    promotes: bool = False,
 ) -> PromptPlan:
     """Plans a prompt.
 
@@ -47,6 +48,7 @@ def plan_prompt(
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
         conversation: What follows the prompt in a chat, instead of the generation prompt.
+        promotes: Whether the engine may encode its modules behind each other in idle steps.
 
     Raises:
         PMLError: A name is wrong, text or an argument does not fit, or no position is left for
@@ -69,10 +71,17 @@ def plan_prompt(
         *place_arguments(prompt, resolved, token_ids),
         *place_text(resolved, token_ids, frame, starts),
     ]
-    reuse = ReuseChooser(prompt, layout, resolved.modules, new, block_size).choose()
+    chooser = ReuseChooser(prompt, layout, resolved.modules, new, block_size)
+    reuse = chooser.choose()
     if not new and not reuse.repeated:
         raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
-    plan = make_plan(layout, reuse.modules, [*new, *reuse.repeated], block_size=block_size)
+
+    def plan_of(reuse: Reuse, exact: PromptPlan | None = None) -> PromptPlan:
+        tokens = [*new, *reuse.repeated]
+        return make_plan(layout, reuse.modules, tokens, block_size=block_size, exact=exact)
+
+    promoted = chooser.promoted(reuse) if promotes else None
+    plan = plan_of(reuse, None if promoted is None else plan_of(promoted))
     if plan.next_position >= max_model_len:
         message = (
             f"the prompt takes {plan.next_position} positions, which leaves none of the model's "

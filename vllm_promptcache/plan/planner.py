@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,8 @@ from vllm_promptcache.layout.compiler import compile_schema, salted
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation
+from vllm_promptcache.plan.gate import PolicyGate
+from vllm_promptcache.plan.order import RecentOrders
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.resolve import quote_some
@@ -31,6 +34,9 @@ from vllm_promptcache.pml import (
     pml_error,
     quote,
 )
+
+# Below vLLM's own loggers; `vllm_promptcache.log` would import vLLM.
+_logger = logging.getLogger(f"vllm.{__name__}")
 
 # Private schemas of tenants that are kept ready; another one is derived again when it is used.
 MAX_NUM_SALTED = 256
@@ -64,6 +70,8 @@ class Planner:
         block_size: Tokens in a KV cache block.
         default_encode: Policy of schemas that do not say their own.
         default_repair: Repair of schemas that do not say their own.
+        gate: Makes schemas exact whose policies have not passed; None lets all pass.
+        promotes: Whether the engine may promote combinations of modules.
         limits: What a prompt may ask of the parser.
     """
 
@@ -75,6 +83,8 @@ class Planner:
         block_size: int,
         default_encode: SchemaPolicy = "isolated",
         default_repair: Repair = NO_REPAIR,
+        gate: PolicyGate | None = None,
+        promotes: bool = False,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
@@ -82,7 +92,10 @@ class Planner:
         self.block_size = block_size
         self._default_encode = default_encode
         self._default_repair = default_repair
+        self._gate = gate
+        self._promotes = promotes
         self._limits = limits
+        self._orders = RecentOrders()
         self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, _Compiled] = {}
@@ -108,13 +121,14 @@ class Planner:
 
     def compile(self, schema: Schema) -> SchemaLayout:
         """Lays a schema out without adding it. Raises as `add_schema`."""
-        return compile_schema(
+        layout = compile_schema(
             schema,
             self.tokenizer,
             default_encode=self._default_encode,
             default_repair=self._default_repair,
             max_model_len=self.max_model_len,
         )
+        return layout if self._gate is None else self._gate.apply(layout)
 
     def add_schema(self, schema: Schema) -> SchemaLayout:
         """Compiles a schema; one of the same name is replaced, the very same one is kept.
@@ -131,6 +145,8 @@ class Planner:
 
     def adopt(self, schema: Schema, layout: SchemaLayout) -> SchemaLayout:
         """Adds a schema that `compile` has laid out, and returns its layout."""
+        if layout.fallback is not None:
+            _logger.warning("Schema %s is served exactly: %s", schema.name, layout.fallback)
         with self._lock:
             self._schemas = {**self._schemas, schema.name: _Compiled(schema, layout)}
         return layout
@@ -177,6 +193,8 @@ class Planner:
         """
         prompt = parse_prompt(pml_text, limits=self._limits)
         layout = self._layout_of(prompt, salt)
+        if layout.has_free_order:
+            prompt = self._orders.arrange(prompt, layout.root.key)
         plan = plan_prompt(
             prompt,
             layout,
@@ -184,8 +202,9 @@ class Planner:
             max_model_len=self.max_model_len,
             block_size=self.block_size,
             conversation=conversation,
+            promotes=self._promotes and reuse,
         )
-        return plan if reuse else baseline(plan, layout)
+        return plan if reuse else baseline(plan)
 
     def _get(self, name: str) -> _Compiled:
         compiled = self._schemas.get(name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.codec import pack_plan
+from vllm_promptcache.plan.codec import ExactPlan, pack_plan
 from vllm_promptcache.plan.pieces import pieces_of
 from vllm_promptcache.plan.runs import merge_runs, subtract_runs
 from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
@@ -107,6 +107,8 @@ class PromptPlan:
         prompt_token_ids: Full blocks of all modules, tail tokens of all modules, new tokens by
             position; `[num_tokens]`. This is the order of the block table, not that of the text.
         packed: Value of `extra_args["prompt_modules"]`.
+        exact: The same prompt as it is once its combination of modules has been promoted, None if
+            that cannot be.
     """
 
     schema: str
@@ -116,6 +118,7 @@ class PromptPlan:
     sequence: SequencePlan
     prompt_token_ids: list[int]
     packed: bytes
+    exact: PromptPlan | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -144,6 +147,7 @@ def make_plan(
     new: Iterable[NewTokens],
     *,
     block_size: int,
+    exact: PromptPlan | None = None,
 ) -> PromptPlan:
     """Puts a plan together.
 
@@ -152,6 +156,7 @@ def make_plan(
         modules: Cached modules of the prompt.
         new: All tokens that are computed, at least one, in any order.
         block_size: Tokens in a KV cache block.
+        exact: The plan that may take this one's place; see `PromptPlan.exact`.
     """
     ordered = sorted(new, key=attrgetter("start"))
     reused = [planned for planned in modules if planned.num_tokens]
@@ -165,15 +170,36 @@ def make_plan(
         sequence=sequence,
         prompt_token_ids=_engine_order(reused, ordered, block_size),
         packed=pack_plan(
-            layout.name, sequence, _packed(layout, reused), _relocations(reused), layout.siblings
+            layout.name,
+            sequence,
+            _packed(layout, reused if exact is None else (*reused, *exact.modules)),
+            _relocations(reused),
+            layout.siblings,
+            None if exact is None else _pack_exact(exact),
         ),
+        exact=exact,
     )
 
 
-def baseline(plan: PromptPlan, layout: SchemaLayout) -> PromptPlan:
+def _pack_exact(plan: PromptPlan) -> ExactPlan:
+    paths = [planned.layout.path for planned in plan.modules]
+    return ExactPlan(plan.sequence, plan.prompt_token_ids, paths)
+
+
+def baseline(plan: PromptPlan) -> PromptPlan:
     """The same tokens at the same positions as one plain prefill: nothing is reused."""
     reused = (tokens for planned in plan.modules for tokens in _repeated(planned))
-    return make_plan(layout, (), (*plan.new, *reused), block_size=plan.block_size)
+    new = tuple(sorted((*plan.new, *reused), key=attrgetter("start")))
+    sequence = SequencePlan((), merge_runs(tokens.run for tokens in new))
+    return replace(
+        plan,
+        modules=(),
+        new=new,
+        sequence=sequence,
+        prompt_token_ids=_engine_order((), new, plan.block_size),
+        packed=pack_plan(plan.schema, sequence, ()),
+        exact=None,
+    )
 
 
 def repeated_tokens(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[NewTokens]:

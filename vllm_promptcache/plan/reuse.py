@@ -15,6 +15,10 @@ from vllm_promptcache.plan.runs import subtract_runs
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import Prompt
 
+_CHAINED = ("scaffold", "exact")
+# Of the tokens that are reused, those that promotion may make a request compute again.
+_MAX_SHARE_REPEATED = 0.15
+
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
@@ -46,6 +50,20 @@ class ReuseChooser:
     imported: Sequence[ModuleLayout]
     new: Sequence[NewTokens]
     block_size: int
+
+    def promoted(self, reuse: Reuse) -> Reuse | None:
+        """The exact way to use the same modules, where that is worth an encode of all of them.
+
+        It is not if it computes much more again than what was chosen, as with an argument in front
+        of the modules.
+        """
+        imported = {planned.layout.path for planned in reuse.modules if planned.reused}
+        if len(imported) < 2 or any(m.layout.policy in _CHAINED for m in reuse.modules):
+            return None
+        exact = self._exact()
+        num_more = _num_tokens(exact.repeated) - _num_tokens(reuse.repeated)
+        num_reused = sum(planned.num_tokens for planned in reuse.modules)
+        return exact if exact.modules and num_more <= _MAX_SHARE_REPEATED * num_reused else None
 
     def choose(self) -> Reuse:
         """Follows the prompt's policy, then its schema's.
@@ -125,6 +143,10 @@ def _without(module: ModuleLayout, used: Iterable[Piece]) -> Iterator[NewTokens]
     """The kept tokens of a module that are in none of some pieces."""
     runs = [piece.kept for piece in used if piece.module.path == module.path]
     return repeated_tokens(module, subtract_runs([Run(0, module.num_kept_tokens)], runs))
+
+
+def _num_tokens(new: Iterable[NewTokens]) -> int:
+    return sum(len(tokens.token_ids) for tokens in new)
 
 
 def _all_tokens(module: ModuleLayout) -> Iterator[NewTokens]:

@@ -8,6 +8,7 @@ EncodePolicy: TypeAlias = Literal["isolated", "anchored"]
 SchemaPolicy: TypeAlias = EncodePolicy | Literal["exact"]
 RepairKind: TypeAlias = Literal["none", "head", "tail", "spread"]
 LayoutName: TypeAlias = Literal["schema", "compact"]
+OrderName: TypeAlias = Literal["prompt", "any"]
 RoleName: TypeAlias = Literal["system", "user", "assistant"]
 
 RESERVED_NAMES = frozenset(get_args(RoleName)) | frozenset(
@@ -134,6 +135,7 @@ class Schema:
     encode: SchemaPolicy | None
     repair: Repair | None
     layout: LayoutName
+    order: OrderName
     private: bool
     pin: Pin | Literal[False] | None
     scaffolds: tuple[Scaffold, ...]

@@ -9,6 +9,7 @@ from vllm_promptcache.pml.ast import (
     EncodePolicy,
     LayoutName,
     Module,
+    OrderName,
     Param,
     Pin,
     Role,
@@ -30,7 +31,8 @@ from vllm_promptcache.pml.text import plain_text
 _ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}
 _SCHEMA_ENCODE: Mapping[str, SchemaPolicy] = {**_ENCODE, "exact": "exact"}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
-_SCHEMA_ATTRIBUTES = ("name", "encode", "repair", "layout", "private", "pin", "ttl")
+_ORDER: Mapping[str, OrderName] = {order: order for order in get_args(OrderName)}
+_SCHEMA_ATTRIBUTES = ("name", "encode", "repair", "layout", "order", "private", "pin", "ttl")
 _MODULE_ATTRIBUTES = ("name", "encode", "repair", "src", "cache", "pin", "ttl")
 _PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
 
@@ -51,6 +53,7 @@ class SchemaBuilder:
             encode=attributes.choice("encode", _SCHEMA_ENCODE),
             repair=attributes.repair("repair"),
             layout=attributes.choice("layout", _LAYOUT) or "schema",
+            order=attributes.choice("order", _ORDER) or "prompt",
             private=attributes.boolean("private", default=False),
             pin=_pin(attributes),
             scaffolds=tuple(map(self._scaffold, filter(_is_scaffold, root.children))),

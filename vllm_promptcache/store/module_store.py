@@ -71,6 +71,8 @@ class StoreStats:
         num_fetches: Modules that were read from disk into host memory.
         num_prefetches: Modules that came back before a request asked for them.
         num_relocations: Modules that were made from one at another place.
+        num_promotions: Combinations of modules that were encoded exactly.
+        num_promoted_requests: Requests that read these instead of modules encoded alone.
     """
 
     num_commits: int = 0
@@ -80,6 +82,8 @@ class StoreStats:
     num_fetches: int = 0
     num_prefetches: int = 0
     num_relocations: int = 0
+    num_promotions: int = 0
+    num_promoted_requests: int = 0
 
 
 @dataclass(slots=True)

@@ -1,0 +1,86 @@
+"""Combinations of modules that recur, through a real engine: as a plain prefill from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.engine.harness import (
+    DETAIL,
+    greedy,
+    idle,
+    modules_only,
+    running_engine,
+    scheduler_of,
+)
+from tests.generators import random_text
+from vllm_promptcache import LLM
+from vllm_promptcache.entrypoints.request_options import applied
+
+NUM_DOCUMENTS = 4
+SCHEMA = (
+    """<schema name="documents"><system>Answer from the documents."""
+    + "".join(
+        f"<module name='d{number}'>{random_text(Random(number), 70)}</module>"
+        for number in range(NUM_DOCUMENTS)
+    )
+    + "</system></schema>"
+)
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> Iterator[LLM]:
+    options = {"promote_after": 2, "verify": True}
+    with running_engine(
+        smollm2, block_size=32, kv_cache_memory_bytes=640 << 20, prompt_modules=options
+    ) as llm:
+        llm.add_schema(SCHEMA)
+        yield llm
+
+
+def ask(llm: LLM, question: str, modules: str = "<d0/><d1/><d2/>", **options: bool) -> list[int]:
+    """Greedy tokens of an answer."""
+    prompt = f'<prompt schema="documents">{modules}<user>{question}</user></prompt>'
+    with applied(DETAIL):
+        (output,) = llm.generate(prompt, modules_only(greedy(2)), use_tqdm=False, **options)
+    scheduler_of(llm).check_integrity()
+    return list(output.outputs[0].token_ids)
+
+
+def test_the_third_prompt_of_a_combination_is_exact(llm: LLM) -> None:
+    stats = scheduler_of(llm).module_store.stats
+    questions = [f"What is {word}?" for word in ("a river", "a hill", "a storm", "a shelf")]
+    plain = [ask(llm, question, reuse=False) for question in questions]
+    modular = []
+    for question in questions[:2]:
+        modular.append(ask(llm, question))
+        idle(llm)
+    assert stats.num_promotions == 1
+    assert stats.num_promoted_requests == 0
+    assert modular != plain[:2]
+    assert [ask(llm, question) for question in questions] == plain
+    assert stats.num_promoted_requests == 4
+    # So are prompts that end earlier; another combination is approximate as before.
+    ask(llm, questions[0], "<d0/><d1/>")
+    assert stats.num_promoted_requests == 5
+    ask(llm, questions[0], "<d1/><d2/>")
+    assert stats.num_promoted_requests == 5
+
+
+def test_a_prompt_that_comes_meanwhile_is_served_at_once(llm: LLM) -> None:
+    stats = scheduler_of(llm).module_store.stats
+    modules = "<d1/><d2/><d3/>"
+    plain = ask(llm, "What is it?", modules, reuse=False)
+    first = [ask(llm, "What is it?", modules) for _ in range(2)]
+    scheduler = scheduler_of(llm)
+    assert scheduler.has_requests()
+    llm.llm_engine.step()
+    num_promoted = stats.num_promoted_requests
+    assert ask(llm, "What is it?", modules) == first[0]
+    assert stats.num_promoted_requests == num_promoted
+    idle(llm)
+    assert ask(llm, "What is it?", modules) == plain
+    assert stats.num_promoted_requests == num_promoted + 1

@@ -1,0 +1,167 @@
+"""Profiles: what `vllm_promptcache.calibrate` has measured of a model, for servers to go by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vllm_promptcache.errors import ClientError
+from vllm_promptcache.pml.ast import Repair, SchemaPolicy
+from vllm_promptcache.pml.policies import parse_policy, policy_name
+
+VERSION: Literal[1] = 1
+EXACT = "exact"
+
+
+def _canonical(name: str) -> str:
+    policy = parse_policy(name)
+    if policy is None:
+        raise ValueError(f"{name!r} is no policy")
+    return policy_name(*policy)
+
+
+PolicyName = Annotated[str, AfterValidator(_canonical)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProfiledModel(_Part):
+    """Which model was measured.
+
+    Attributes:
+        name: As it was given to `--model`.
+        config_sha256: Of its `config.json`, in hex; see `config_sha256`.
+    """
+
+    name: str
+    config_sha256: str
+
+
+class Measured(_Part):
+    """Figures of a policy, means over rows.
+
+    Attributes:
+        policy: Its name.
+        loss: Points of score, of 100, below a plain prefill; negative where it is above.
+        kl: KL(plain || policy) of the first token, in nats.
+        recomputed_share: Module tokens that are computed again, of all.
+    """
+
+    policy: PolicyName
+    loss: float
+    kl: float
+    recomputed_share: float
+
+
+class Profile(_Part):
+    """A calibrated model.
+
+    Attributes:
+        version: Of this format.
+        model: The model.
+        tolerance: Points of score that a policy may lose.
+        max_kl: Largest KL that it may have, in nats.
+        num_rows: Questions that were asked.
+        measured: The candidates.
+        passed: Those within both limits.
+        default: The cheapest of these, else `exact`.
+    """
+
+    version: Literal[1] = VERSION
+    model: ProfiledModel
+    tolerance: float
+    max_kl: float
+    num_rows: int = Field(ge=1)
+    measured: tuple[Measured, ...]
+    passed: tuple[PolicyName, ...]
+    default: PolicyName
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        unknown = {*self.passed} - {measured.policy for measured in self.measured}
+        if unknown or self.default not in (*self.passed, EXACT):
+            raise ValueError("`passed` must have been measured, and `default` be one of these")
+        return self
+
+    @property
+    def default_policy(self) -> tuple[SchemaPolicy, Repair]:
+        """How `default` encodes and repairs."""
+        policy = parse_policy(self.default)
+        assert policy is not None
+        return policy
+
+    def find(self, policy: str) -> Measured | None:
+        """The figures of a policy, None if it was not measured."""
+        return next((found for found in self.measured if found.policy == policy), None)
+
+    def check_model(self, path: str, model: ProfiledModel) -> None:
+        """Checks that the profile, which was read from `path`, is that of a model.
+
+        Raises:
+            ClientError: It is that of another one.
+        """
+        if model.config_sha256 != self.model.config_sha256:
+            raise ClientError(
+                f"the profile {path} is of model {self.model.name} (SHA-256 of its config.json: "
+                f"{self.model.config_sha256[:12]}), the engine has {model.name} "
+                f"({model.config_sha256[:12]})",
+                "calibrate this model, or leave the profile out",
+            )
+
+
+def read_profile(path: Path) -> Profile:
+    """Reads a profile.
+
+    Raises:
+        ClientError: It cannot be read, is no profile, or has another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ClientError(f"cannot read the profile {path}: {reason}") from error
+    _check_version(path, content)
+    try:
+        return Profile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        message = f"{path} is no profile: {f'{field}: ' if field else ''}{first['msg']}"
+        raise ClientError(message, "calibrate the model again") from error
+
+
+def _check_version(path: Path, content: Any) -> None:
+    version = content.get("version", VERSION) if isinstance(content, dict) else VERSION
+    if version != VERSION:
+        message = f"the profile {path} has version {version!r}, this release reads {VERSION}"
+        raise ClientError(message, "calibrate the model again")
+
+
+def config_sha256(model: str, revision: str | None = None) -> str:
+    """SHA-256 of a model's `config.json`, in hex.
+
+    Args:
+        model: Its folder, or its name on the hub.
+        revision: As for vLLM, of a model on the hub.
+
+    Raises:
+        ClientError: There is no such file.
+    """
+    # Importing it takes seconds.
+    from transformers.utils import cached_file
+
+    reason, path = "there is no such file", None
+    try:
+        # None where the hub may not be asked.
+        path = cached_file(model, "config.json", revision=revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+    if path is None:
+        raise ClientError(f"cannot find config.json of model {model}: {reason}")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
