@@ -91,13 +91,12 @@ def scaffold_prompts(llm: LLM, *, seed: int, num_prompts: int) -> list[str]:
     prompts: list[str] = []
     for number in range(100 * num_prompts):
         schema = maker.schema(f"scaffold-{number}", llm.add_schema)
-        pml = maker.prompt(schema).pml
+        pml = with_policy(maker.prompt(schema).pml, "")
         paths = sorted({m["path"] for m in explain(llm, pml)["modules"]} - {""})
-        if len(paths) < 2 or "scaffold" in schema.pml or 'encode="exact"' in schema.pml:
+        if len(paths) < 2 or "<scaffold" in schema.pml or 'encode="exact"' in schema.pml:
             continue
         scaffold = f'<scaffold modules="{" ".join(paths)}"/>'
         llm.add_schema(schema.pml.replace("</schema>", f"{scaffold}</schema>"))
-        pml = with_policy(pml, "").replace(' encode="exact"', "")
         if reuses(explain(llm, pml), "exact"):
             prompts.append(pml)
         if len(prompts) == num_prompts:

@@ -14,8 +14,8 @@ from tests.generators.words import WORDS, random_text
 def random_prompt(rng: Random, schema: Schema) -> str:
     """Returns a prompt in PML that imports a random part of `schema`.
 
-    Names, arguments and unions are right; whether new text fits where it stands is for the planner
-    to say.
+    Names, arguments and unions are right; whether all of it fits the model is for the planner to
+    say.
     """
     prompt = Element("prompt", schema=schema.name)
     if rng.random() < 0.15:

@@ -6,14 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from random import Random
 
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.generators import random_prompt, random_schema
 from tests.layout.compiling import positions
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
-from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.plan.codec import unpack_module, unpack_plan
@@ -35,19 +34,14 @@ def layout_of(seed: int) -> SchemaLayout:
 
 
 def planned(seed: int, block_size: int) -> tuple[SchemaLayout, PromptPlan]:
-    """A random prompt; those that do not fit are passed over."""
+    """A random prompt."""
     rng = Random(seed)
     schema = random_schema(rng, "s")
     layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
     prompt = parse_prompt(random_prompt(rng, schema))
-    try:
-        plan = plan_prompt(
-            prompt, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
-        )
-    except PMLError as error:
-        if "positions are free" not in error.message:
-            raise
-        reject()
+    plan = plan_prompt(
+        prompt, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+    )
     return layout, plan
 
 
@@ -132,14 +126,10 @@ def test_policies_change_no_token(seed: int, block_size: int) -> None:
     outcomes = set()
     for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("spread", 50))):
         one = replace(prompt, is_exact=is_exact, repair=repair)
-        try:
-            plan = plan_prompt(
-                one, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
-            )
-        except PMLError as error:
-            outcomes.add(error.message)
-        else:
-            outcomes.add(tuple(sorted(placed(plan))))
+        plan = plan_prompt(
+            one, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+        )
+        outcomes.add(tuple(sorted(placed(plan))))
     assert len(outcomes) == 1
 
 

@@ -37,11 +37,11 @@ def test_a_role_around_imports_is_text_before_and_behind_them() -> None:
     }
 
 
-def test_a_role_whose_wrapper_does_not_fit() -> None:
+def test_a_role_around_an_import_moves_it() -> None:
     prompts = Prompts("<module name='a'>one</module>")
-    error = prompts.refused("<user><a/> Why?</user>")
-    assert "has 2 tokens but only 0 positions are free before `a`" in error.message
-    column(error, "<user>")
+    assert prompts.plan("<user><a/> Why?</user>").modules[-1].layout.start == 2
+    new = "<|im_start|> user Why ? <|im_end|> <|im_start|> assistant"
+    assert prompts.new_text("<user><a/> Why?</user>") == new
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
-from tests.plan.planning import Prompts, column
+from tests.plan.planning import Prompts
 from vllm_promptcache.errors import PMLError
 
 # Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
@@ -103,41 +103,69 @@ def test_text_between_imports_is_not_dropped(prompts: Prompts) -> None:
     assert prompts.new_text("<a/> one <b/> two <z/> three") == "one two three"
 
 
-def test_text_that_does_not_fit(prompts: Prompts) -> None:
-    error = prompts.refused("<a/> one two three four <b/>")
-    assert error.message == ("the text here has 4 tokens but only 3 positions are free before `b`")
-    assert error.hint is not None
-    assert 'layout="compact"' in error.hint
-    column(error, "one two")
+def test_text_that_does_not_fit_moves_what_follows(prompts: Prompts) -> None:
+    plan = prompts.plan("<a/> one two three four <b/> five")
+    # Of the schema's own text, what comes later is pulled apart from what comes first.
+    assert [(m.layout.path, m.layout.start, m.num_tokens) for m in plan.modules] == [
+        ("", 0, 1),
+        ("a", 1, 2),
+        ("b", 7, 1),
+    ]
+    text = {3: "one", 4: "two", 5: "three", 6: "four", 8: "s", 9: "five"}
+    assert prompts.new("<a/> one two three four <b/> five") == text
+    root, a, b = (planned.layout for planned in plan.modules)
+    assert root.relocation is a.relocation is None
+    assert b.relocation is not None
+    assert (b.relocation.origin, b.relocation.shift) == (prompts.layout.modules[3].key, 1)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "num_free", "before"),
+    ("prompt", "starts"),
     [
-        ("<a/> no <gap/>", 0, "`gap`"),
-        ("no <a/>", 0, "`a`"),
-        ("<gap/> no <b/>", 0, "`b`"),
-        ("<u/> one two three four <z/>", 3, "`z`"),
+        ("<a/> in <gap/> end", {"a": 1, "gap": 4}),
+        ("in <a/> end", {"a": 2}),
+        ("<gap/> in <b/> end", {"gap": 3, "b": 7}),
+        ("<u/> one two three four <z/> end", {"u": 13, "z": 19}),
+        # The second text moves what the first one has moved, and is moved by none.
+        ("<gap/> in <b/> one two <c/> end", {"gap": 3, "b": 7, "c": 11}),
+        # Backwards: the later text moves the earlier one along.
+        ("<b/> in <z/><a/> one two three four <gap/> end", {"b": 10, "z": 22, "a": 1, "gap": 7}),
     ],
 )
-def test_no_room(prompts: Prompts, prompt: str, num_free: int, before: str) -> None:
-    expected = f"but only {num_free} positions are free before {before}"
-    assert expected in prompts.refused(prompt).message
+def test_modules_that_moved(prompts: Prompts, prompt: str, starts: dict[str, int]) -> None:
+    plan = prompts.plan(prompt)
+    assert {m.layout.path: m.layout.start for m in plan.modules if m.layout.path} == starts
+    runs = [run for m in plan.modules for run in m.layout.kept_position_runs]
+    runs += [part.run for part in plan.new if part.kind == "text"]
+    assert len({p for run in runs for p in range(run.start, run.end)}) == plan.num_tokens
 
 
-def test_no_room_before_the_schemas_text() -> None:
+def test_text_moves_a_module_around_it_in_part() -> None:
     prompts = Prompts(
-        '<module name="a"><module name="g">1</module></module> end <module name="b"/>'
+        '<module name="a">1 <module name="g">2</module> 3</module> end <module name="b">4</module>'
     )
-    assert "before the schema's own text" in prompts.refused("<a>one two</a><b/>").message
+    plan = prompts.plan("<a>one two</a><b/> x")
+    assert prompts.new("<a>one two</a><b/> x") == {3: "one", 4: "two", 7: "x"}
+    assert [(m.layout.path, m.layout.start, m.num_tokens) for m in plan.modules] == [
+        ("", 0, 1),
+        ("a", 0, 2),
+        ("b", 6, 1),
+    ]
 
 
-def test_reserved_positions_of_parameters_are_not_free() -> None:
+def test_an_anchored_module_that_moves_is_computed() -> None:
+    prompts = Prompts('r r <module name="a" encode="anchored">1 2</module>')
+    plan = prompts.plan("in <a/> end")
+    assert prompts.new("in <a/> end") == {2: "in", 3: "1", 4: "2", 5: "end"}
+    assert [m.num_tokens for m in plan.modules] == [2, 0]
+
+
+def test_parameters_move_with_their_module() -> None:
     prompts = Prompts(
         '<module name="a">1</module><module name="b"><param name="p" len="4"/></module>'
         '<module name="c">2</module>'
     )
-    assert "before `b`" in prompts.refused("<a/> no <b p='x'/>").message
+    assert prompts.new("<a/> no <b p='x'/> end") == {1: "no", 2: "x", 6: "end"}
     assert prompts.new("<a/><b p='x'/> one") == {1: "x", 5: "one"}
 
 

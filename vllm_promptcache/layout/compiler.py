@@ -59,7 +59,7 @@ def compile_schema(
     placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
     check_layout(schema, drafts, max_model_len=max_model_len)
-    modules = _finish(drafts, _NO_TENANT if schema.private else b"")
+    modules = _finish(drafts, _NO_TENANT if schema.private else b"", is_compact)
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
         by_name.setdefault(module.name, []).append(module.index)
@@ -128,21 +128,26 @@ def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
     return replace(layout, modules=tuple(modules))
 
 
-def _finish(drafts: list[ModuleDraft], salt: bytes) -> tuple[ModuleLayout, ...]:
+def _finish(drafts: list[ModuleDraft], salt: bytes, is_compact: bool) -> tuple[ModuleLayout, ...]:
     modules: list[ModuleLayout] = []
     for draft in drafts:
-        modules.append(_module(draft, drafts, modules, salt))
+        modules.append(_module(draft, drafts, modules, salt, is_compact))
     return tuple(modules)
 
 
 def _module(
-    draft: ModuleDraft, drafts: list[ModuleDraft], done: list[ModuleLayout], salt: bytes
+    draft: ModuleDraft,
+    drafts: list[ModuleDraft],
+    done: list[ModuleLayout],
+    salt: bytes,
+    is_compact: bool,
 ) -> ModuleLayout:
     """Makes a module of its draft, given all modules before it."""
     context = _context(draft, drafts)
     dependencies = {span.index for span in context}.union(
         *(done[span.index].dependencies for span in context)
     )
+    head_end = draft.end if draft.head_end is None else draft.head_end
     module = ModuleLayout(
         index=draft.index,
         path=draft.path,
@@ -151,7 +156,8 @@ def _module(
         union=draft.union,
         start=draft.start,
         end=draft.end,
-        head_end=draft.end if draft.head_end is None else draft.head_end,
+        head_end=head_end,
+        num_reusable=draft.num_kept_before(head_end) if is_compact else len(draft.kept_ids),
         policy=draft.policy,
         cached=draft.cached,
         repair=draft.repair,

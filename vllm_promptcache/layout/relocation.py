@@ -1,10 +1,12 @@
-"""Modules at other places than their schema's (2-pml: `layout="compact"`)."""
+"""Modules at other places than their schema's (2-pml: "Layouts")."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import pairwise
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout
 from vllm_promptcache.plan.runs import merge_runs
@@ -12,47 +14,85 @@ from vllm_promptcache.plan.sequence import Relocation, Run
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """How far the two parts of a module are shifted.
+class Shifts:
+    """How far positions of a schema are shifted in a prompt.
 
     Attributes:
-        head: Positions that its tokens before the first nested module are shifted by.
-        tail: Positions that its other tokens are shifted by.
+        starts: Positions from which on another shift holds, ascending, the first one 0.
+        shifts: How many positions what starts there is shifted by.
     """
 
-    head: int
-    tail: int
+    starts: tuple[int, ...]
+    shifts: tuple[int, ...]
+
+    @staticmethod
+    def of(moves: Iterable[tuple[int, int]]) -> Shifts:
+        """Makes shifts of moves, each `(start, distance)` of all that lies from `start` on."""
+        starts, shifts = [0], [0]
+        for start, distance in sorted(moves):
+            starts.append(start)
+            shifts.append(shifts[-1] + distance)
+        return Shifts(tuple(starts), tuple(shifts))
+
+    def at(self, position: int) -> int:
+        """The shift of a position."""
+        return self.shifts[bisect_right(self.starts, position) - 1]
+
+    def moved(self, run: Run) -> Iterator[Run]:
+        """Where the positions of a run go."""
+        for start, end in self._pieces(run):
+            yield Run(start + self.at(start), end - start)
+
+    def num_together(self, runs: Iterable[Run]) -> int:
+        """How many of some positions, from the first one on, are shifted alike."""
+        pieces = [piece for run in runs for piece in self._pieces(run)]
+        num_positions = 0
+        for start, end in pieces:
+            if self.at(start) != self.at(pieces[0][0]):
+                break
+            num_positions += end - start
+        return num_positions
+
+    def _pieces(self, run: Run) -> Iterator[tuple[int, int]]:
+        bounds = (start for start in self.starts if run.start < start < run.end)
+        edges = [run.start, *bounds, run.end]
+        yield from pairwise(edges)
 
 
-def relocated(module: ModuleLayout, place: Place) -> ModuleLayout:
+def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
     """Returns a module where a prompt puts it.
 
-    Its head can be had by rotating the KV of the module at its own place, so its key follows from
-    that one's and the shift: a relocated module is never taken for one that was encoded at its
-    place, from which it differs by rounding.
+    What is shifted as far as its first token can be had by rotating the KV of the module at its own
+    place, so its key follows from that one's and the shift: a relocated module is never taken for
+    one that was encoded at its place, from which it differs by rounding. A module that was encoded
+    behind others is of no use away from them.
+
+    Args:
+        module: A module of a schema.
+        shifts: Where the prompt puts the positions of the schema.
+        end: One past the last position of its extent there.
     """
-    if place == Place(0, 0):
-        return module
-    key = relocated_key(module.key, place.head)
+    kept = module.kept_position_runs
+    shift = shifts.at(kept[0].start) if kept else 0
+    is_stuck = shift != 0 and module.policy != "isolated"
+    key = relocated_key(module.key, shift)
     role_end = module.role_end
     return replace(
         module,
-        start=module.start + place.head,
-        end=module.end + place.tail,
-        head_end=module.head_end + place.head,
+        start=module.start + shifts.at(module.start),
+        end=end,
+        num_reusable=0 if is_stuck else min(module.num_reusable, shifts.num_together(kept)),
         parameters={
-            name: replace(slot, start=slot.start + _shift(module, place, slot.start))
+            name: replace(slot, start=slot.start + shifts.at(slot.start))
             for name, slot in module.parameters.items()
         },
-        position_runs=merge_runs(_shifted_runs(module, place, module.position_runs)),
-        kept_position_runs=merge_runs(_shifted_runs(module, place, module.kept_position_runs)),
-        # What closes at the end of the head closes before a nested module.
+        position_runs=merge_runs(p for run in module.position_runs for p in shifts.moved(run)),
+        kept_position_runs=merge_runs(p for run in kept for p in shifts.moved(run)),
+        # What closes at the end of a piece closes before what is behind that.
         role_end=role_end
-        and replace(
-            role_end, position=role_end.position + _shift(module, place, role_end.position - 1)
-        ),
+        and replace(role_end, position=role_end.position + shifts.at(role_end.position - 1)),
         key=key,
-        relocation=Relocation(key, module.key, place.head) if place.head else None,
+        relocation=Relocation(key, module.key, shift) if shift else None,
     )
 
 
@@ -61,14 +101,3 @@ def relocated_key(key: bytes, shift: int) -> bytes:
     if shift == 0:
         return key
     return sha256(b"relocated" + key + shift.to_bytes(8, "big", signed=True)).digest()
-
-
-def _shift(module: ModuleLayout, place: Place, position: int) -> int:
-    return place.head if position < module.head_end else place.tail
-
-
-def _shifted_runs(module: ModuleLayout, place: Place, runs: Iterable[Run]) -> Iterator[Run]:
-    for run in runs:
-        num_in_head = max(0, min(run.end, module.head_end) - run.start)
-        yield Run(run.start + place.head, num_in_head)
-        yield Run(run.start + num_in_head + place.tail, run.num_tokens - num_in_head)

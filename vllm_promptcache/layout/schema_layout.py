@@ -73,6 +73,9 @@ class ModuleLayout:
         start: First position of its extent, nested modules included.
         end: One past the last position of its extent.
         head_end: One past the last position before the first module nested in it.
+        num_reusable: Kept tokens, from the first one on, that are where its KV is or can be moved
+            to: all of them; in a compact layout those before `head_end`; of a module that a prompt
+            has pulled apart those that stayed together.
         policy: What it may attend to while it is encoded.
         cached: Whether its KV is kept at all (`cache="false"`).
         repair: Which of its tokens are computed again in every prompt that does not say it.
@@ -89,8 +92,7 @@ class ModuleLayout:
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
         packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`. Of a
             relocated module, that of its origin.
-        relocation: Where its KV comes from if it is not where the schema puts it
-            (`layout="compact"`).
+        relocation: Where its KV comes from if it is not where the schema puts it.
     """
 
     index: int
@@ -101,6 +103,7 @@ class ModuleLayout:
     start: int
     end: int
     head_end: int
+    num_reusable: int
     policy: ContextPolicy
     cached: bool
     repair: Repair
@@ -127,15 +130,6 @@ class ModuleLayout:
     def num_kept_tokens(self) -> int:
         """Tokens whose KV the module holds once it is encoded."""
         return len(self.kept_token_ids)
-
-    @property
-    def num_head_tokens(self) -> int:
-        """Kept tokens before the first module nested in it."""
-        return sum(
-            min(run.end, self.head_end) - run.start
-            for run in self.kept_position_runs
-            if run.start < self.head_end
-        )
 
     @property
     def is_reusable(self) -> bool:

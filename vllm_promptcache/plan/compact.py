@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from vllm_promptcache.layout.relocation import Place, relocated
+from vllm_promptcache.layout.relocation import Shifts, relocated
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.resolve import GivenArgument, ResolvedPrompt, TextGroup
+from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
 
 
 def place_compactly(
@@ -27,15 +27,9 @@ def place_compactly(
     """
     placer = _Placer.of(layout, resolved, num_tokens)
     placer.module(layout.root)
-    modules = {m.index: relocated(m, placer.places[m.index]) for m in resolved.modules}
-    arguments = tuple(_relocated_argument(given, modules) for given in resolved.arguments)
-    placed = replace(resolved, modules=tuple(modules.values()), arguments=arguments)
+    modules = (relocated(m, *placer.places[m.index]) for m in resolved.modules)
+    placed = resolved.with_modules(modules)
     return placed, [placer.starts[number] for number in range(len(resolved.inner))]
-
-
-def _relocated_argument(given: GivenArgument, modules: Mapping[int, ModuleLayout]) -> GivenArgument:
-    module = modules[given.module.index]
-    return replace(given, module=module, slot=module.parameters[given.slot.name])
 
 
 @dataclass(slots=True)
@@ -46,14 +40,15 @@ class _Placer:
         children: Imported modules by the module around them, in order of import.
         groups: Numbers and lengths of the groups of new text, by the module around them and the
             one of its children that they follow, None in front of all.
-        places: Where each module goes, by index.
+        places: How far each module is shifted, its text before its first child one way and the
+            rest another, and where its extent ends; by index.
         starts: Where each group begins, by number.
         cursor: The next position.
     """
 
     children: Mapping[int | None, list[ModuleLayout]]
     groups: Mapping[tuple[int, int | None], list[tuple[int, int]]]
-    places: dict[int, Place] = field(default_factory=dict)
+    places: dict[int, tuple[Shifts, int]] = field(default_factory=dict)
     starts: dict[int, int] = field(default_factory=dict)
     cursor: int = 0
 
@@ -78,8 +73,9 @@ class _Placer:
         for child in self.children.get(module.index, ()):
             self.module(child)
             self._text(module.index, child.index)
-        self.places[module.index] = Place(head, self.cursor - module.head_end)
+        shifts = Shifts((0, module.head_end), (head, self.cursor - module.head_end))
         self.cursor += module.end - module.head_end
+        self.places[module.index] = shifts, self.cursor
 
     def _text(self, scope: int, child: int | None) -> None:
         for number, num_tokens in self.groups.get((scope, child), ()):

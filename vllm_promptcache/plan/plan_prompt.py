@@ -35,8 +35,9 @@ def plan_prompt(
     """Plans a prompt.
 
     An argument's tokens take the first positions of its parameter. New text before the last
-    import takes positions that the schema leaves free, see `TextPlacer.place`, or, in a compact
-    layout, its place among the imports; text behind it follows everything else. A role's wrapper is
+    import takes positions that the schema leaves free, or moves what is behind them, see
+    `TextPlacer.place`; in a compact layout it takes its place among the imports. Text behind the
+    last import follows everything else. A role's wrapper is
     new text where the role begins and ends, also when imports stand inside of it. Where a user
     message is the last thing in the prompt, the template's generation prompt follows, or the
     further turns of the conversation.
@@ -66,7 +67,7 @@ def plan_prompt(
         frame = TextFrame(before=conversation.tools, behind=conversation.turns)
     check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
-    resolved, starts = _place(prompt, layout, resolved, token_ids)
+    resolved, starts = _place(layout, resolved, token_ids)
     new = [
         *place_arguments(prompt, resolved, token_ids),
         *place_text(resolved, token_ids, frame, starts),
@@ -92,7 +93,7 @@ def plan_prompt(
 
 
 def _place(
-    prompt: Prompt, layout: SchemaLayout, resolved: ResolvedPrompt, token_ids: TokenIds
+    layout: SchemaLayout, resolved: ResolvedPrompt, token_ids: TokenIds
 ) -> tuple[ResolvedPrompt, list[int]]:
     """The prompt with its modules where they are in it, and where each inner text begins."""
 
@@ -101,4 +102,4 @@ def _place(
 
     if layout.is_compact:
         return place_compactly(layout, resolved, num_tokens)
-    return resolved, place_in_gaps(prompt, layout, resolved, num_tokens)
+    return place_in_gaps(layout, resolved, num_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout.content import Piece, items, roles_in
@@ -45,6 +45,10 @@ class GivenArgument:
     slot: ParameterSlot
     argument: Argument
 
+    def within(self, module: ModuleLayout) -> GivenArgument:
+        """The same argument where the module is at another place."""
+        return GivenArgument(module, module.parameters[self.slot.name], self.argument)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedPrompt:
@@ -64,6 +68,12 @@ class ResolvedPrompt:
     inner: tuple[TextGroup, ...]
     trailing: tuple[TextGroup, ...]
     has_roles: bool
+
+    def with_modules(self, modules: Iterable[ModuleLayout]) -> ResolvedPrompt:
+        """The same prompt with its modules, and so their parameters, at other places."""
+        placed = {module.index: module for module in modules}
+        arguments = (given.within(placed[given.module.index]) for given in self.arguments)
+        return replace(self, modules=tuple(placed.values()), arguments=tuple(arguments))
 
 
 def resolve_prompt(

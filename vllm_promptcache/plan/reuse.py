@@ -82,7 +82,10 @@ class ReuseChooser:
 
     def _modular(self, imported: Iterable[ModuleLayout]) -> Reuse:
         """Every module by itself."""
-        planned = [_reused(module, is_compact=self.layout.is_compact) for module in imported]
+        planned = [
+            PlannedModule.first(module, module.num_reusable if module.cached else 0)
+            for module in imported
+        ]
         planned = repaired(planned, self.prompt.repair, self.block_size)
         repeated = [tokens for item in planned for tokens in item.computed_again()]
         return Reuse([item for item in planned if item.layout.cached], repeated)
@@ -129,14 +132,6 @@ class ReuseChooser:
         hole = [Run(last.reused[-1].end - 1, 1)]
         modules = [item.without(hole) if item is last else item for item in reuse.modules]
         return Reuse(modules, [*reuse.repeated, *repeated_tokens(last.layout, hole)])
-
-
-def _reused(module: ModuleLayout, *, is_compact: bool) -> PlannedModule:
-    """How much of a module is reused: of a compact one, what is relocated in one piece."""
-    if not module.cached:
-        return PlannedModule(module, ())
-    num_tokens = module.num_head_tokens if is_compact else module.num_kept_tokens
-    return PlannedModule.first(module, num_tokens)
 
 
 def _without(module: ModuleLayout, used: Iterable[Piece]) -> Iterator[NewTokens]:

@@ -4,100 +4,116 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from vllm_promptcache.errors import PMLError
-from vllm_promptcache.layout.schema_layout import ROOT, ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.relocation import Shifts, relocated
+from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
-from vllm_promptcache.pml.ast import Prompt
-from vllm_promptcache.pml.diagnostics import pml_error, quote
 
 _start = attrgetter("start")
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Positions that are not free; `owner` is None for new text."""
-
-    start: int
-    end: int
-    owner: ModuleLayout | None
-
-
 def place_in_gaps(
-    prompt: Prompt,
-    layout: SchemaLayout,
-    resolved: ResolvedPrompt,
-    num_tokens: Callable[[TextGroup], int],
-) -> list[int]:
+    layout: SchemaLayout, resolved: ResolvedPrompt, num_tokens: Callable[[TextGroup], int]
+) -> tuple[ResolvedPrompt, list[int]]:
     """Finds positions for the inner text of a prompt, see `TextPlacer.place`.
 
     Returns:
-        Where each group of `resolved.inner` begins.
-
-    Raises:
-        PMLError: There is no room for one of them.
+        The prompt with its modules where they are now, and where each group of `resolved.inner`
+        begins.
     """
     if not resolved.inner:
-        return []
-    placer = TextPlacer.of(prompt, layout, resolved.modules)
-    return [placer.place(group, num_tokens(group)) for group in resolved.inner]
+        return resolved, []
+    placer = TextPlacer.of(layout, resolved.modules)
+    for group in resolved.inner:
+        placer.place(group, num_tokens(group))
+    if placer.moves:
+        shifts = Shifts.of(placer.moves)
+        modules = (relocated(m, shifts, placer.end_of(m)) for m in resolved.modules)
+        resolved = resolved.with_modules(modules)
+    return resolved, placer.starts
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """Positions that are not free.
+
+    Attributes:
+        start: The first one.
+        end: One past the last one.
+        owner: The module whose they are; None for new text.
+        origin: Where the schema has them; None for new text.
+    """
+
+    start: int
+    end: int
+    owner: ModuleLayout | None = None
+    origin: int | None = None
+
+    def shifted(self, distance: int) -> _Taken:
+        return replace(self, start=self.start + distance, end=self.end + distance)
 
 
 @dataclass(slots=True)
 class TextPlacer:
-    """Places new text between imports where the schema leaves positions free.
+    """Places new text between imports where the schema leaves positions free, or makes room.
 
     Attributes:
-        prompt: For error messages.
         layout: The prompt's schema.
         taken: Positions of imported modules' own tokens, parameters included, and of the text
             placed so far; ascending.
         text_ends: Where text inside of a module's import ends, by the module's index.
+        starts: Where each group placed so far begins.
+        moves: What was moved to make room: `(start, distance)` of all that the schema has from
+            `start` on.
     """
 
-    prompt: Prompt
     layout: SchemaLayout
     taken: list[_Taken]
     text_ends: dict[int, int] = field(default_factory=dict)
+    starts: list[int] = field(default_factory=list)
+    moves: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
-    def of(
-        cls, prompt: Prompt, layout: SchemaLayout, modules: Iterable[ModuleLayout]
-    ) -> TextPlacer:
+    def of(cls, layout: SchemaLayout, modules: Iterable[ModuleLayout]) -> TextPlacer:
         """Starts with the positions that the imported modules take."""
         taken = [
-            _Taken(run.start, run.end, module) for module in modules for run in module.position_runs
+            _Taken(run.start, run.end, module, run.start)
+            for module in modules
+            for run in module.position_runs
         ]
-        return cls(prompt, layout, sorted(taken, key=_start))
+        return cls(layout, sorted(taken, key=_start))
 
-    def place(self, group: TextGroup, num_tokens: int) -> int:
-        """Takes positions for a group of texts and returns the first of them.
+    def place(self, group: TextGroup, num_tokens: int) -> None:
+        """Takes positions for a group of texts.
 
         Text behind an import starts where the import ends (a union's member at its own end) or,
         if the text around it in the schema lies there, behind that. Text in front of all imports
         of its element starts behind whatever lies before the first of them; without any, behind
-        the module's own text.
-
-        Raises:
-            PMLError: There are too few free positions up to the next import.
+        the module's own text. Where too few positions are free up to what follows, that moves, and
+        all behind it.
         """
         if group.after is not None:
             position = self._behind(group.after)
         else:
-            limit = group.scope.end if group.before is None else group.before.start
-            position = max(group.scope.start, self._last_end(limit))
-        self._check(group, num_tokens, position)
+            before = group.before
+            limit = self.end_of(group.scope) if before is None else self._now(before.start)
+            position = max(self._now(group.scope.start), self._last_end(limit))
+        self._make_room(position, num_tokens)
+        self.starts.append(position)
         if num_tokens:
-            insort(self.taken, _Taken(position, position + num_tokens, None), key=_start)
+            insort(self.taken, _Taken(position, position + num_tokens), key=_start)
         for module in (*self.layout.ancestors(group.scope), group.scope):
             end = max(self.text_ends.get(module.index, 0), position + num_tokens)
             self.text_ends[module.index] = end
-        return position
+
+    def end_of(self, module: ModuleLayout) -> int:
+        """One past the last position of a module's extent, as it is now."""
+        return max(self._now(module.start), self._now(module.end - 1) + 1)
 
     def _behind(self, module: ModuleLayout) -> int:
-        position = max(module.end, self.text_ends.get(module.index, 0))
+        position = max(self.end_of(module), self.text_ends.get(module.index, 0))
         around = {ancestor.index for ancestor in self.layout.ancestors(module)}
         for taken in self.taken[self._index(position) :]:
             is_around = taken.owner is None or taken.owner.index in around
@@ -115,30 +131,24 @@ class TextPlacer:
         index = bisect_right(self.taken, position, key=_start)
         return index - 1 if index and self.taken[index - 1].end > position else index
 
-    def _check(self, group: TextGroup, num_tokens: int, position: int) -> None:
+    def _now(self, position: int) -> int:
+        """Where a position of the schema is now."""
+        return position + sum(distance for start, distance in self.moves if start <= position)
+
+    def _make_room(self, position: int, num_tokens: int) -> None:
+        """Moves what begins at `position` or less than `num_tokens` behind it."""
         index = self._index(position)
         if index == len(self.taken):
             return
-        following = self.taken[index]
-        num_free = max(0, following.start - position)
-        if num_tokens > num_free:
-            raise self._too_long(group, num_tokens, num_free, following.owner)
-
-    def _too_long(
-        self, group: TextGroup, num_tokens: int, num_free: int, owner: ModuleLayout | None
-    ) -> PMLError:
-        message = (
-            f"the text here has {num_tokens} tokens but only {num_free} positions are free before "
-            f"{_describe(owner)}"
-        )
-        hint = (
-            "move the text to the end, leave out modules behind it, or give the schema "
-            '`layout="compact"`, in which modules make room'
-        )
-        return pml_error(self.prompt.source, group.pieces[0].location, message, hint)
-
-
-def _describe(owner: ModuleLayout | None) -> str:
-    if owner is None:
-        return "other new text"
-    return "the schema's own text" if owner.index == ROOT else quote(owner.path)
+        start = self.taken[index].start
+        assert start >= position, "text never starts within a run of tokens"
+        distance = num_tokens - (start - position)
+        if distance <= 0:
+            return
+        origins = (t.origin for t in self.taken[index:] if t.origin is not None)
+        if (origin := next(origins, None)) is not None:
+            self.moves.append((origin, distance))
+        self.taken[index:] = [taken.shifted(distance) for taken in self.taken[index:]]
+        self.starts = [s + distance if s >= start else s for s in self.starts]
+        ends = self.text_ends.items()
+        self.text_ends = {m: end + distance if end > start else end for m, end in ends}
