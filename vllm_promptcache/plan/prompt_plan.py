@@ -55,14 +55,17 @@ class PlannedModule:
     @property
     def last_position(self) -> int:
         """Position of the last token that is reused; there must be one."""
-        last = self.reused[-1].end - 1
-        return next(pieces_of(self.layout, [Run(last, 1)])).start
+        end = self.reused[-1].end
+        if end == self.layout.num_kept_tokens:
+            return self.layout.kept_position_runs[-1].end - 1
+        return next(pieces_of(self.layout, [Run(end - 1, 1)])).start
 
     def computed_again(self) -> Iterator[NewTokens]:
         """Its kept tokens that are not reused."""
-        return repeated_tokens(
-            self.layout, subtract_runs([Run(0, self.layout.num_kept_tokens)], self.reused)
-        )
+        everything = Run(0, self.layout.num_kept_tokens)
+        if self.reused == (everything,):
+            return iter(())
+        return repeated_tokens(self.layout, subtract_runs([everything], self.reused))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +171,7 @@ def make_plan(
         new=tuple(ordered),
         block_size=block_size,
         sequence=sequence,
-        prompt_token_ids=_engine_order(reused, ordered, block_size),
+        prompt_token_ids=_engine_order(reused, spans, ordered, block_size),
         packed=pack_plan(
             layout.name,
             sequence,
@@ -196,7 +199,7 @@ def baseline(plan: PromptPlan) -> PromptPlan:
         modules=(),
         new=new,
         sequence=sequence,
-        prompt_token_ids=_engine_order((), new, plan.block_size),
+        prompt_token_ids=_engine_order((), (), new, plan.block_size),
         packed=pack_plan(plan.schema, sequence, ()),
         exact=None,
     )
@@ -219,12 +222,15 @@ def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
 
 
 def _engine_order(
-    reused: Sequence[PlannedModule], new: Sequence[NewTokens], block_size: int
+    reused: Iterable[PlannedModule],
+    spans: Iterable[ModuleSpan],
+    new: Iterable[NewTokens],
+    block_size: int,
 ) -> list[int]:
     blocks: list[int] = []
     tails: list[int] = []
-    for planned in reused:
-        token_ids, span = planned.layout.kept_token_ids, planned.span
+    for planned, span in zip(reused, spans, strict=True):
+        token_ids = planned.layout.kept_token_ids
         for run in span.full_blocks(block_size):
             blocks += token_ids[run.start * block_size : run.end * block_size]
         for run in span.tails(block_size):

@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from vllm_promptcache.plan.prompt_plan import PlannedModule
 from vllm_promptcache.plan.sequence import Run
-from vllm_promptcache.pml.ast import NO_REPAIR, Repair
+from vllm_promptcache.pml.ast import Repair
 
 
 def repaired(
@@ -27,7 +27,7 @@ def repaired(
         block_size: Tokens in a KV cache block.
     """
     repairs = [wanted or planned.layout.repair for planned in modules]
-    if all(repair == NO_REPAIR for repair in repairs):
+    if all(repair.kind == "none" for repair in repairs):
         return list(modules)
     first = min((m for m in modules if m.reused), key=attrgetter("first_position"), default=None)
     return [
