@@ -27,7 +27,7 @@ from tests.generators import FIXED_SCHEMAS, CaseMaker  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402
 
-NUM_PROMPTS = 60
+NUM_PROMPTS = 24
 BATCH_SIZE = 8
 # Two tokens whose log-probabilities differ by less, in nats, are tied: rounding decides.
 TIE = 2e-4

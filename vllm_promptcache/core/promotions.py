@@ -10,8 +10,12 @@ from __future__ import annotations
 from itertools import islice
 from typing import TypeVar
 
+from vllm.v1.request import Request
+
+from vllm_promptcache.compat import reorder_prompt
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers import ModuleTiers
+from vllm_promptcache.plan.codec import PackedPlan
 from vllm_promptcache.store import ModuleStore
 
 T = TypeVar("T")
@@ -47,6 +51,20 @@ class Promotions:
         self._candidates: dict[bytes, ModularRequest] = {}
         self._promoted: dict[bytes, None] = {}
         self._current: ModularRequest | None = None
+
+    def exact(self, request: Request, plan: PackedPlan, block_size: int) -> ModularRequest | None:
+        """Returns the state of a request that can be served exactly at once, else None.
+
+        Mutates the request: its tokens are then in the order of the exact sequence.
+        """
+        if plan.exact is None:
+            return None
+        exact = ModularRequest.of(request, plan, plan.exact.sequence, block_size)
+        if not self.is_ready(exact):
+            return None
+        exact.exact_paths = plan.exact.paths
+        reorder_prompt(request, plan.exact.token_ids)
+        return exact
 
     def is_ready(self, exact: ModularRequest) -> bool:
         """Whether a request can be served exactly at once; if not, takes note that it came.

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from vllm.v1.request import Request
 
-from vllm_promptcache.plan.codec import unpack_module
+from vllm_promptcache.plan.codec import PackedPlan, unpack_module
 from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
 from vllm_promptcache.store import StoredModule
 
@@ -93,6 +93,21 @@ class ModularRequest:
     offsets: PositionOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
     num_tail_tokens: int = field(init=False)
+
+    @classmethod
+    def of(
+        cls, request: Request, plan: PackedPlan, sequence: SequencePlan, block_size: int
+    ) -> ModularRequest:
+        """Makes the state of a new request that follows a plan by one of its sequences."""
+        return cls(
+            request,
+            sequence,
+            dict(plan.modules),
+            block_size,
+            relocations={found.key: found for found in plan.relocations},
+            schema=plan.schema,
+            reads_private_blocks=not request.skip_reading_prefix_cache,
+        )
 
     def __post_init__(self) -> None:
         spans, size = self.sequence.spans, self.block_size

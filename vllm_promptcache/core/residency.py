@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
-from itertools import islice
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import reorder_prompt, set_block_hasher
+from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.core.admission import Admission
 from vllm_promptcache.core.demand import BlockDemand
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
@@ -22,13 +21,10 @@ from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.codec import PLAN_KEY, PackedPlan, unpack_plan
+from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
 from vllm_promptcache.plan.sequence import Relocation
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
 
-# Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
-# More would let waiting requests hold the pool; fewer would encode one module at a time.
-HORIZON = 64
 # A request is given up when it started this many encodes for each of its modules and still never
 # found all of them resident: they do not fit the pool together.
 MAX_ENCODES_PER_MODULE = 16
@@ -88,8 +84,7 @@ class ModuleResidency:
         self._block_demand = BlockDemand(self.store, self.tiers, self.encodes, block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
-        self._blocked: str | None = None
-        self._is_behind_blocked = False
+        self._admission = Admission(block_pool, self.get, self._demand)
         self._ended_encodes: set[str] = set()
         self._pool = block_pool
         self._block_size = block_size
@@ -124,31 +119,15 @@ class ModuleResidency:
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        modular = self._modular(request, plan)
+        modular = self.promotions.exact(request, plan, self._block_size) or ModularRequest.of(
+            request, plan, plan.sequence, self._block_size
+        )
         set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
             self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
         self._enter(modular)
-
-    def _modular(self, request: Request, plan: PackedPlan) -> ModularRequest:
-        """Makes the state of a request; an exact one if the modules for that are here."""
-        make = partial(
-            ModularRequest,
-            request,
-            modules=dict(plan.modules),
-            block_size=self._block_size,
-            relocations={found.key: found for found in plan.relocations},
-            schema=plan.schema,
-            reads_private_blocks=not request.skip_reading_prefix_cache,
-        )
-        if plan.exact is not None:
-            exact = make(plan.exact.sequence, exact_paths=plan.exact.paths)
-            if self.promotions.is_ready(exact):
-                reorder_prompt(request, plan.exact.token_ids)
-                return exact
-        return make(plan.sequence)
 
     def promote(self) -> list[Request]:
         """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
@@ -233,14 +212,14 @@ class ModuleResidency:
         Returns:
             New encode requests, to be put ahead of the queue in this order.
         """
-        self._blocked, self._is_behind_blocked = None, False
+        self._admission.start_step()
         self.pins.expire()
         if not self._waiting:
             self.prefetch.advance()
             self.tiers.drop_unclaimed(keep=self.prefetch.wanted)
             if not self.pins:
                 return []
-        near = self._requests_near_admission(waiting, num_running)
+        near = self._admission.near(waiting, num_running)
         self.release(keep={PIN_OWNER, *(modular.request_id for modular in near)})
         if not num_running:
             self._make_pins_give_way(next(iter(waiting), None))
@@ -256,37 +235,14 @@ class ModuleResidency:
 
         A running request that outgrows what pins leave is preempted, and comes here too.
         """
-        if first is None or not self.pins:
+        if first is None or not self.pins or self._admission.fits(first):
             return
         modular = self.get(first)
-        if self._demand(first, modular) > self._pool.get_num_free_blocks():
-            self.pins.give_way([key for _, key in modular.span_keys()] if modular else [])
-
-    def _requests_near_admission(
-        self, waiting: Iterable[Request], num_running: int
-    ) -> list[ModularRequest]:
-        """The modular requests at the head of the queue that fit the pool together."""
-        near: list[ModularRequest] = []
-        room = self._pool.get_num_free_blocks() - num_running
-        for request in islice(waiting, HORIZON):
-            modular = self.get(request)
-            room -= self._demand(request, modular)
-            # With nothing running, what holds the pool are pins: the first request gets all of it.
-            if room < 0 and (near or num_running or modular is None):
-                self._blocked = request.request_id if modular is not None else None
-                break
-            if modular is not None:
-                near.append(modular)
-        return near
+        self.pins.give_way([key for _, key in modular.span_keys()] if modular else [])
 
     def holds_back(self, request: Request) -> bool:
-        """Whether `request`, the next one in the queue, must not be admitted in this step.
-
-        Behind a request that waits for room in the pool nobody is admitted: the modules it needs
-        would be evicted again and again, and it would starve.
-        """
-        self._is_behind_blocked |= request.request_id == self._blocked
-        return self._is_behind_blocked or request.request_id in self.rejected
+        """Whether `request`, the next one in the queue, must not be admitted in this step."""
+        return self._admission.is_behind_blocked(request) or request.request_id in self.rejected
 
     def _demand(self, request: Request, modular: ModularRequest | None) -> int:
         is_held = modular is not None and modular.request_id in self._held
