@@ -71,6 +71,7 @@ def test_a_combination_that_recurs_is_promoted() -> None:
     assert promote(engine) == []
     third = serve(engine, "3")
     assert third.prompt_token_ids == list(third.all_token_ids) == list(range(NUM_TOKENS))
+    assert engine.residency.metrics.take().data["promoted"] == 1
     stats = engine.residency.store.stats
     assert (stats.num_promotions, stats.num_promoted_requests) == (1, 1)
 

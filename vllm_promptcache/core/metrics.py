@@ -77,6 +77,8 @@ class ModuleMetrics:
         # After a preemption, with what the request has generated so far.
         num_after_modules = modular.request.num_tokens - sequence.num_cached_tokens
         self._add("tokens_computed", num_after_modules - modular.num_private_hit_tokens)
+        if modular.exact_paths is not None:
+            self._add("promoted", 1)
         if modular.has_waited:
             seconds = time.monotonic() - modular.since
             self._add("wait_seconds", [seconds])
