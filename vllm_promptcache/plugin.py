@@ -44,6 +44,7 @@ _METAVARS = {
     "profile": "FILE",
     "max_promoted_share": "SHARE",
     "promote_after": "N",
+    "repair": "REPAIR",
     "shadow": "SHARE",
 }
 

@@ -105,6 +105,6 @@ def test_a_model_without_config_is_an_error(tmp_path: Path) -> None:
 
 def test_a_profile_stands_for_encode_and_repair() -> None:
     assert PromptModulesConfig.parse({"profile": "p.json", "repair": "none"}).profile == "p.json"
-    for option in ({"encode": "anchored"}, {"repair": "tail:16"}):
+    for option in ({"encode": "isolated"}, {"repair": "tail:16"}):
         with pytest.raises(UnsupportedError, match=r"'profile': .*so leave these out"):
             PromptModulesConfig.parse({"profile": "p.json", **option})

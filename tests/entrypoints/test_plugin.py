@@ -33,9 +33,9 @@ def engine_args(*options: str) -> EngineArgs:
 
 def test_options_reach_the_engine_configuration():
     args = engine_args(
-        "--enable-prompt-modules", "--prompt-schemas", "here", "--prompt-modules-encode", "anchored"
+        "--enable-prompt-modules", "--prompt-schemas", "here", "--prompt-modules-encode", "isolated"
     )
-    assert args.additional_config == {CONFIG_KEY: {"schemas": "here", "encode": "anchored"}}
+    assert args.additional_config == {CONFIG_KEY: {"schemas": "here", "encode": "isolated"}}
     args = engine_args("--enable-prompt-modules", "--prompt-modules-profile", "mine.json")
     assert args.additional_config == {CONFIG_KEY: {"profile": "mine.json"}}
     assert PromptModulesConfig.parse(args.additional_config[CONFIG_KEY]).verify is False

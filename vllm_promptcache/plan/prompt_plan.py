@@ -245,11 +245,12 @@ def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple
     """Modules that are read and their contexts, contexts first, each once."""
     packed: dict[bytes, bytes] = {}
     modules = {planned.layout.index: planned.layout for planned in reused}
-    for planned in reused:
-        for index in (*planned.layout.dependencies, planned.layout.index):
-            # What is relocated is made from the module of the schema, what is chained is not of it.
-            module = layout.modules[index] if index < len(layout.modules) else modules[index]
-            packed[module.key] = module.packed
+    for module in modules.values():
+        for index in module.dependencies:
+            # Modules of a chain are none of the schema's.
+            context = layout.modules[index] if index < len(layout.modules) else modules[index]
+            packed[context.key] = context.packed
+        packed[module.relocation.origin if module.relocation else module.key] = module.packed
     return list(packed.items())
 
 
