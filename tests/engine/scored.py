@@ -19,6 +19,7 @@ from tests.engine.server import MAX_MODEL_LEN, MODEL_NAME
 from tests.generators import Schema
 from tests.reference import Reference
 from tests.reference.compare import Difference
+from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.engine import CPU_BLOCK_SIZE
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.plan import Explanation, Planner
@@ -108,7 +109,10 @@ class Plans:
     def __init__(self, model: Path, schemas: Iterable[Schema]) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._planner = Planner(
-            self._tokenizer, max_model_len=MAX_MODEL_LEN, block_size=CPU_BLOCK_SIZE
+            self._tokenizer,
+            max_model_len=MAX_MODEL_LEN,
+            block_size=CPU_BLOCK_SIZE,
+            default_encode=PromptModulesConfig().encode,
         )
         for schema in schemas:
             self._planner.add_schema(parse_schema(schema.pml))
