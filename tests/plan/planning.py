@@ -20,6 +20,7 @@ class Prompts:
         tokenizer: One token a word, unless another one is given.
         block_size: Tokens in a KV cache block.
         max_model_len: Positions the model has.
+        promotes: Whether plans say how they could be exact.
     """
 
     def __init__(
@@ -30,9 +31,12 @@ class Prompts:
         tokenizer: WordTokenizer | None = None,
         block_size: int = 4,
         max_model_len: int = 1000,
+        promotes: bool = False,
     ) -> None:
         self.words = tokenizer or WordTokenizer(CHATML)
-        self.planner = Planner(self.words, max_model_len=max_model_len, block_size=block_size)
+        self.planner = Planner(
+            self.words, max_model_len=max_model_len, block_size=block_size, promotes=promotes
+        )
         schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
         self.layout = self.planner.add_schema(schema)
 

@@ -60,11 +60,7 @@ def plan_prompt(
     if conversation is not None:
         prompt = close_with_user(prompt)
     resolved = resolve_prompt(prompt, layout, tokenizer)
-    if conversation is None:
-        generation_prompt = tokenizer.roles.generation_prompt if resolved.has_roles else ""
-        frame = TextFrame(behind=generation_prompt, behind_user_only=True)
-    else:
-        frame = TextFrame(before=conversation.tools, behind=conversation.turns)
+    frame = _frame(resolved, tokenizer, conversation)
     check_size(prompt, resolved, tokenizer, frame, max_model_len)
     token_ids = tokenize(resolved, tokenizer, frame)
     resolved, starts = _place(layout, resolved, token_ids)
@@ -73,16 +69,7 @@ def plan_prompt(
         *place_text(resolved, token_ids, frame, starts),
     ]
     chooser = ReuseChooser(prompt, layout, resolved.modules, new, block_size)
-    reuse = chooser.choose()
-    if not new and not reuse.repeated:
-        raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
-
-    def plan_of(reuse: Reuse, exact: PromptPlan | None = None) -> PromptPlan:
-        tokens = [*new, *reuse.repeated]
-        return make_plan(layout, reuse.modules, tokens, block_size=block_size, exact=exact)
-
-    promoted = chooser.promoted(reuse) if promotes else None
-    plan = plan_of(reuse, None if promoted is None else plan_of(promoted))
+    plan = _plan(chooser, promotes)
     if plan.next_position >= max_model_len:
         message = (
             f"the prompt takes {plan.next_position} positions, which leaves none of the model's "
@@ -90,6 +77,37 @@ def plan_prompt(
         )
         raise pml_error(prompt.source, prompt.location, message, "leave out modules or text")
     return plan
+
+
+def _frame(
+    resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, conversation: Conversation | None
+) -> TextFrame:
+    """What stands around the text behind all imports."""
+    if conversation is not None:
+        return TextFrame(before=conversation.tools, behind=conversation.turns)
+    generation_prompt = tokenizer.roles.generation_prompt if resolved.has_roles else ""
+    return TextFrame(behind=generation_prompt, behind_user_only=True)
+
+
+def _plan(chooser: ReuseChooser, promotes: bool) -> PromptPlan:
+    """Puts the plan together, and the exact one that may take its place.
+
+    Raises:
+        PMLError: There is nothing to compute.
+    """
+
+    def plan_of(reuse: Reuse, exact: PromptPlan | None = None) -> PromptPlan:
+        new = [*chooser.new, *reuse.repeated]
+        return make_plan(
+            chooser.layout, reuse.modules, new, block_size=chooser.block_size, exact=exact
+        )
+
+    reuse = chooser.choose()
+    if not chooser.new and not reuse.repeated:
+        prompt = chooser.prompt
+        raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
+    promoted = chooser.promoted(reuse) if promotes else None
+    return plan_of(reuse, None if promoted is None else plan_of(promoted))
 
 
 def _place(
