@@ -137,3 +137,19 @@ def test_a_prompt_of_nothing_but_modules_that_are_never_cached() -> None:
     prompts = Prompts('<module name="a" cache="false">a1 a2</module>', 'encode="exact"')
     plan = prompts.plan("<a/>")
     assert (plan.modules, new(prompts, plan)) == ((), "a1 a2")
+
+
+def test_plans_of_many_modules_stay_small() -> None:
+    num_modules = 1000
+    modules = "".join(f'<module name="m{n}">1 2 3 4</module>' for n in range(num_modules))
+    prompts = Prompts(modules, 'encode="exact"', max_model_len=10_000)
+
+    def plan(number: int) -> PromptPlan:
+        return prompts.plan("".join(f"<m{n}/>" for n in range(number)) + " end")
+
+    all_of_them, most = plan(num_modules), plan(num_modules - 10)
+    assert len(all_of_them.modules) < 100
+    assert len(all_of_them.packed) < 400_000
+    assert all_of_them.num_new_tokens < 0.1 * all_of_them.num_tokens
+    keys = [[m.layout.key for m in plan.modules] for plan in (all_of_them, most)]
+    assert keys[0][: len(keys[1])] == keys[1]

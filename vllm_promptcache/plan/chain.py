@@ -28,6 +28,10 @@ ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
 # Chains that are kept ready: a prompt that begins like an earlier one need not make them again.
 MAX_NUM_CHAINS = 256
 
+# So many links are of a length before it doubles. Each link names all before it: with many short
+# ones, a plan would grow with the square of the prompt.
+LINKS_PER_LENGTH = 16
+
 _START = b"chained"
 
 
@@ -54,7 +58,8 @@ class Chain:
     ) -> Chain:
         """Chains modules.
 
-        A link has at least one block. What is left at the end, less than a block, is in no link.
+        The first links have at least one block each, later ones more. What is left at the end, too
+        short for a link, is in none.
 
         Args:
             layout: Their schema.
@@ -98,13 +103,17 @@ def _by_position(modules: Iterable[ModuleLayout], end: int | None) -> list[Piece
 
 
 def _cut(pieces: Sequence[Piece], block_size: int) -> list[list[Piece]]:
-    """Cuts a sequence behind each module, wherever at least a block has come together."""
+    """Cuts a sequence behind each module, wherever enough for a link has come together.
+
+    Where it is cut depends on nothing that comes later, so that prompts that begin alike share.
+    """
     links: list[list[Piece]] = []
     link: list[Piece] = []
     for piece, following in zip_longest(pieces, pieces[1:]):
         link.append(piece)
         is_end = following is None or following.module.path != piece.module.path
-        if is_end and sum(part.num_tokens for part in link) >= block_size:
+        shortest = block_size << len(links) // LINKS_PER_LENGTH
+        if is_end and sum(part.num_tokens for part in link) >= shortest:
             links.append(link)
             link = []
     return links
