@@ -105,7 +105,7 @@ def _by_position(modules: Iterable[ModuleLayout], end: int | None) -> list[Piece
 def _cut(pieces: Sequence[Piece], block_size: int) -> list[list[Piece]]:
     """Cuts a sequence behind each module, wherever enough for a link has come together.
 
-    Where it is cut depends on nothing that comes later, so that prompts that begin alike share.
+    Where it is cut does not depend on how much follows, so that prompts that begin alike share.
     """
     links: list[list[Piece]] = []
     link: list[Piece] = []
