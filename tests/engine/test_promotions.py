@@ -84,3 +84,15 @@ def test_a_prompt_that_comes_meanwhile_is_served_at_once(llm: LLM) -> None:
     idle(llm)
     assert ask(llm, "What is it?", modules) == plain
     assert stats.num_promoted_requests == num_promoted + 1
+
+
+def test_modules_are_encoded_in_the_order_of_the_chain(llm: LLM) -> None:
+    """Else a pool that holds not much more could block the first behind the last."""
+    for _ in range(2):
+        ask(llm, "What is it?", "<d3/><d2/>")
+    scheduler = scheduler_of(llm)
+    encodes = [scheduler.residency.get(request) for request in scheduler.waiting]
+    num_contexts = [len(encode.sequence.spans) for encode in encodes]
+    assert num_contexts == sorted(num_contexts)
+    assert len(num_contexts) > 1
+    idle(llm)

@@ -7,6 +7,7 @@ are overridden here are listed and checked in `compat.py`.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -85,11 +86,13 @@ class PromptModuleMixin(Scheduler):
         """Starts the encodes that waiting requests need, then schedules as vLLM does."""
         if orphans := self.residency.encodes.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
-        encodes = self.residency.prepare(self.waiting, len(self.running))
+        self._add_encodes(self.residency.prepare(self.waiting, len(self.running)))
+        return super().schedule(throttle_prefills)
+
+    def _add_encodes(self, encodes: Sequence[Request]) -> None:
         # Each is put at the head of the queue, so the first one goes last.
         for request in reversed(encodes):
             super().add_request(request)
-        return super().schedule(throttle_prefills)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
@@ -103,8 +106,7 @@ class PromptModuleMixin(Scheduler):
             self._end_rejected(outputs)
         if not self.requests:
             # The engine goes on while there are requests.
-            for request in self.residency.promote():
-                super().add_request(request)
+            self._add_encodes(self.residency.promote())
         return outputs
 
     def _end_rejected(self, outputs: dict[int, EngineCoreOutputs]) -> None:
