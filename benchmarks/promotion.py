@@ -32,7 +32,6 @@ from vllm_promptcache.evaluate.prompts import TASKS, Writer
 from vllm_promptcache.models import MODELS, embedded_model
 
 WRITER = Writer(has_roles=True)
-POLICY = Policy("default")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,29 @@ class System:
     attributes: str = ""
     reuse: bool = True
     options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPolicy(Policy):
+    """How a group of documents is written as a schema of its own, for one system.
+
+    Attributes:
+        group: Number of the group.
+        system: What serves it.
+    """
+
+    group: int = 0
+    system: System = System("none")
+
+    @property
+    def schema_name(self) -> str:
+        """Name of the group's schema."""
+        return f"g{self.group}"
+
+    @property
+    def schema_attributes(self) -> str:
+        """Attributes of the schema, in PML."""
+        return f' layout="compact" {self.system.attributes}'
 
 
 PROMOTE = (("promote_after", 2),)
@@ -129,7 +151,7 @@ def run(model: str, system: System, trace: Sequence[Request]) -> Outcome:
         disable_log_stats=False,
     )
     for group, row in {request.group: request.row for request in trace}.items():
-        llm.add_schema(_schema(group, row, system))
+        llm.add_schema(WRITER.schema(row, GroupPolicy("default", group=group, system=system)))
     served = [_serve(llm, system, request) for request in track(trace, system.name)]
     stats = scheduler_of(llm).module_store.stats
     is_exact = not system.reuse or "exact" in system.attributes
@@ -151,7 +173,9 @@ def _serve(llm: Any, system: System, request: Request) -> tuple[Any, float]:
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=TASKS[request.row.metric].max_tokens)
-    (output,) = llm.generate(_prompt(request), params, reuse=system.reuse, use_tqdm=False)
+    policy = GroupPolicy("default", group=request.group, system=system)
+    prompt = WRITER.prompt(request.row, policy, request.order)
+    (output,) = llm.generate(prompt, params, reuse=system.reuse, use_tqdm=False)
     start = time.perf_counter()
     while scheduler_of(llm).has_requests():
         llm.llm_engine.step()
@@ -160,24 +184,6 @@ def _serve(llm: Any, system: System, request: Request) -> tuple[Any, float]:
 
 def _score(request: Request, output: Any) -> float:
     return score(request.row.metric, output.outputs[0].text, request.row.answers).score
-
-
-def _schema(group: int, row: Row, system: System) -> str:
-    pml = WRITER.schema(row, POLICY)
-    name = POLICY.schema_name
-    return pml.replace(
-        f'<schema name="{name}"', f'<schema name="g{group}" layout="compact" {system.attributes}', 1
-    )
-
-
-def _prompt(request: Request) -> str:
-    pml = WRITER.prompt(request.row, POLICY)
-    in_order = "".join(f"<d{index}/>" for index in range(len(request.order)))
-    shuffled = "".join(f"<d{index}/>" for index in request.order)
-    name = POLICY.schema_name
-    return pml.replace(in_order, shuffled, 1).replace(
-        f'schema="{name}"', f'schema="g{request.group}"', 1
-    )
 
 
 def table(outcomes: dict[str, Outcome]) -> Table:

@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
-from vllm_promptcache.pml.attributes import REPAIR_HINT, parse_repair
+from vllm_promptcache.pml.attributes import check_repair
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -96,12 +96,7 @@ class PromptModulesConfig:
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""
 
-    @field_validator("repair")
-    @classmethod
-    def _check_repair(cls, repair: str) -> str:
-        if parse_repair(repair) is None:
-            raise ValueError(REPAIR_HINT)
-        return repair
+    _check_repair = field_validator("repair")(check_repair)
 
     @field_validator("profile")
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from random import Random
 from typing import Any
 
 from vllm import RequestOutput
-from vllm.distributed import cleanup_dist_env_and_memory
 
 from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
 from tests.reference import Reference
@@ -20,6 +18,7 @@ from tests.reference.compare import TOLERANCE, Difference, Tally
 from vllm_promptcache import LLM, SamplingParams
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import ClientError
+from vllm_promptcache.evaluate.engine import shut_down
 
 MAX_TOKENS = 16
 MAX_MODEL_LEN = 2048
@@ -46,10 +45,7 @@ def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
     try:
         yield llm
     finally:
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        shut_down(llm)
 
 
 def scheduler_of(llm: LLM) -> Any:

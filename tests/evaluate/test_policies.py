@@ -29,6 +29,7 @@ def test_plain_comes_first_and_none_comes_twice() -> None:
         ("plain+tail:1", "policy 'plain\\+tail:1': a plain prefill leaves nothing"),
         ("isolated+", "policy 'isolated\\+': '' is no way to repair"),
         ('isolated+"', "is no way to repair"),
+        ("isolated+spread:0.15", "is no way to repair"),
     ],
 )
 def test_other_names_are_errors(name: str, message: str) -> None:
@@ -74,7 +75,7 @@ def test_a_prompt_imports_all_documents_and_asks() -> None:
     [
         ("exact", '<prompt schema="documents-any" encode="exact"><d0/>'),
         ("default", '<prompt schema="documents-any"><d0/>'),
-        ("default+spread:0.15", '<prompt schema="documents-any" repair="spread:0.15"><d0/>'),
+        ("default+spread:15", '<prompt schema="documents-any" repair="spread:15"><d0/>'),
         ("isolated+tail:16", '<prompt schema="documents-isolated" repair="tail:16"><d0/>'),
         ("scaffold", '<prompt schema="documents-scaffold"><d0/>'),
     ],

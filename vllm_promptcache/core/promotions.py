@@ -46,10 +46,10 @@ class Promotions:
         self._tiers = tiers
         self._after = after
         self._max_blocks = max_blocks
-        # All ordered by time, the oldest first.
+        # Ordered by time, the oldest first.
         self._counts: dict[bytes, int] = {}
         self._candidates: dict[bytes, ModularRequest] = {}
-        self._promoted: dict[bytes, None] = {}
+        self._promoted: set[bytes] = set()
         self._current: ModularRequest | None = None
 
     def exact(self, request: Request, plan: PackedPlan, block_size: int) -> ModularRequest | None:
@@ -97,7 +97,7 @@ class Promotions:
             self._store.stats.num_promotions += exact is last and not missing
             # One that was not interrupted and lacks modules all the same does not fit.
             if missing and exact is not last and self._has_room(exact):
-                self._promoted.update((key, None) for _, key in exact.span_keys())
+                self._promoted.update(key for _, key in exact.span_keys())
                 self._candidates[name] = self._current = exact
                 return exact, missing[-1]
         return None
@@ -116,7 +116,7 @@ class Promotions:
     def _has_room(self, exact: ModularRequest) -> bool:
         keys = {key for _, key in exact.span_keys()}
         held = [module for key in self._promoted if (module := self._store.lookup(key))]
-        self._promoted = {module.key: None for module in held}
+        self._promoted = {module.key for module in held}
         num_held = sum(len(module.blocks) for module in held if module.key not in keys)
         size = exact.block_size
         num_needed = sum(-(-span.num_module_tokens // size) for span, _ in exact.span_keys())

@@ -14,12 +14,12 @@ from typing import Annotated, Any, Literal, Self
 from xml.sax.saxutils import escape, quoteattr
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
-    field_validator,
     model_validator,
 )
 from vllm.entrypoints.serve.tokenize.protocol import (
@@ -28,7 +28,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.pml import DEFAULT_LIMITS, REPAIR_HINT, parse_repair
+from vllm_promptcache.pml import DEFAULT_LIMITS, check_repair
 
 REQUEST_FIELD = "prompt_modules"
 
@@ -59,7 +59,7 @@ class PromptModules(BaseModel):
     imports: list[_Path] = Field(default_factory=list, max_length=4096)
     arguments: dict[_Path, dict[_Name, str]] = Field(default_factory=dict)
     encode: Literal["exact"] | None = None
-    repair: str | None = None
+    repair: Annotated[str, AfterValidator(check_repair)] | None = None
     text: str = ""
     detail: bool = False
 
@@ -69,13 +69,6 @@ class PromptModules(BaseModel):
         if self.schema_name is None and any(others):
             raise ValueError("imports, arguments, text, encode and repair need a schema")
         return self
-
-    @field_validator("repair")
-    @classmethod
-    def _check_repair(cls, repair: str | None) -> str | None:
-        if repair is not None and parse_repair(repair) is None:
-            raise ValueError(REPAIR_HINT)
-        return repair
 
     @property
     def is_prompt(self) -> bool:

@@ -59,12 +59,16 @@ def running_engine(options: EngineOptions) -> Iterator[LLM]:
     try:
         yield llm
     finally:
-        from vllm.distributed import cleanup_dist_env_and_memory
+        shut_down(llm)
 
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+
+def shut_down(llm: LLM) -> None:
+    """Ends an engine in this process, so that another one can be started."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
 
 
 def _start(options: EngineOptions) -> LLM:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from vllm_promptcache.errors import ClientError
+from vllm_promptcache.pml import REPAIR_HINT, parse_repair
 
 PLAIN = "plain"
 # Attributes of a schema and of a prompt, by the first part of a policy's name.
 _SCHEMAS = {"isolated": ' encode="isolated"', "anchored": ' encode="anchored"'}
 _PROMPTS = {"exact": ' encode="exact"'}
-# The engine knows which there are; this keeps the attribute in its quotation marks.
-_REPAIR = re.compile(r'[^\s<&"]+')
 _BASES = (PLAIN, *_SCHEMAS, *_PROMPTS, "scaffold", "default")
 
 
@@ -81,6 +79,6 @@ def read_policy(name: str) -> Policy:
         raise ClientError(f"unknown policy {name!r}; choose from {', '.join(_BASES)}")
     if plus and base == PLAIN:
         raise ClientError(f"policy {name!r}: a plain prefill leaves nothing to repair")
-    if plus and not _REPAIR.fullmatch(repair):
-        raise ClientError(f"policy {name!r}: {repair!r} is no way to repair")
+    if plus and parse_repair(repair) is None:
+        raise ClientError(f"policy {name!r}: {repair!r} is no way to repair", REPAIR_HINT)
     return Policy(base, repair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
@@ -69,9 +70,10 @@ class Writer:
             f"{text}{scaffold}</schema>"
         )
 
-    def prompt(self, row: Row, policy: Policy) -> str:
-        """The prompt that imports all of them and asks."""
-        imports = "".join(f"<d{index}/>" for index in range(len(row.docs)))
+    def prompt(self, row: Row, policy: Policy, order: Sequence[int] | None = None) -> str:
+        """The prompt that imports all of them, in an order if one is given, and asks."""
+        indexes = range(len(row.docs)) if order is None else order
+        imports = "".join(f"<d{index}/>" for index in indexes)
         question = escape(row.question.strip()) or "Write the summary."
         if not self.has_roles:
             question = f"{question}\nAnswer:"

@@ -53,13 +53,16 @@ def compile_schema(
     """
     has_roles = _check_roles(schema, tokenizer)
     is_compact = schema.layout == "compact"
-    is_exact = (schema.encode or default_encode) == "exact"
-    encode = _module_policy(schema.encode or ("isolated" if is_compact else default_encode))
+    policy = schema.encode or default_encode
+    # By default modules of a compact schema are isolated, since they move. Those of an exact one
+    # are only what its chains are made of.
+    is_anchored = policy == "anchored" and (schema.encode is not None or not is_compact)
+    encode: EncodePolicy = "anchored" if is_anchored else "isolated"
     repair = schema.repair or default_repair
     placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
     check_layout(schema, drafts, max_model_len=max_model_len)
-    modules = _finish(drafts, _NO_TENANT if schema.private else b"", is_compact)
+    modules = _finish(drafts, _NO_TENANT if schema.private else b"")
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
         by_name.setdefault(module.name, []).append(module.index)
@@ -73,14 +76,9 @@ def compile_schema(
         private=schema.private,
         is_compact=is_compact,
         has_free_order=schema.order == "any",
-        is_exact=is_exact,
+        is_exact=policy == "exact",
         scaffolds=scaffold_members(schema, drafts),
     )
-
-
-def _module_policy(policy: SchemaPolicy) -> EncodePolicy:
-    """Policy of the modules where the prompts of a schema do not use others in their place."""
-    return "isolated" if policy == "exact" else policy
 
 
 def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
@@ -128,26 +126,21 @@ def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
     return replace(layout, modules=tuple(modules))
 
 
-def _finish(drafts: list[ModuleDraft], salt: bytes, is_compact: bool) -> tuple[ModuleLayout, ...]:
+def _finish(drafts: list[ModuleDraft], salt: bytes) -> tuple[ModuleLayout, ...]:
     modules: list[ModuleLayout] = []
     for draft in drafts:
-        modules.append(_module(draft, drafts, modules, salt, is_compact))
+        modules.append(_module(draft, drafts, modules, salt))
     return tuple(modules)
 
 
 def _module(
-    draft: ModuleDraft,
-    drafts: list[ModuleDraft],
-    done: list[ModuleLayout],
-    salt: bytes,
-    is_compact: bool,
+    draft: ModuleDraft, drafts: list[ModuleDraft], done: list[ModuleLayout], salt: bytes
 ) -> ModuleLayout:
     """Makes a module of its draft, given all modules before it."""
     context = _context(draft, drafts)
     dependencies = {span.index for span in context}.union(
         *(done[span.index].dependencies for span in context)
     )
-    head_end = draft.end if draft.head_end is None else draft.head_end
     module = ModuleLayout(
         index=draft.index,
         path=draft.path,
@@ -156,8 +149,8 @@ def _module(
         union=draft.union,
         start=draft.start,
         end=draft.end,
-        head_end=head_end,
-        num_reusable=draft.num_kept_before(head_end) if is_compact else len(draft.kept_ids),
+        head_end=draft.end if draft.head_end is None else draft.head_end,
+        num_reusable=draft.num_reusable,
         policy=draft.policy,
         cached=draft.cached,
         repair=draft.repair,

@@ -38,6 +38,7 @@ class ModuleDraft:
     pin: Pin | None = None
     end: int = 0
     head_end: int | None = None
+    num_reusable: int = 0
     last_descendant: int = 0
     parameters: dict[str, ParameterSlot] = field(default_factory=dict)
     children: dict[str, int] = field(default_factory=dict)

@@ -101,6 +101,8 @@ class Placement:
                     self._nested(draft, item)
         draft.end = self.cursor
         draft.head_end = self.cursor if draft.head_end is None else draft.head_end
+        num_in_head = draft.num_kept_before(draft.head_end)
+        draft.num_reusable = num_in_head if self.is_compact else len(draft.kept_ids)
         draft.last_descendant = len(self.modules) - 1
 
     def _nested(self, draft: ModuleDraft, item: Module | Union) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 
@@ -12,6 +13,9 @@ from vllm_promptcache.layout.schema_layout import ModuleLayout
 from vllm_promptcache.plan.codec import pack_module
 from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import ModuleSpec, Relocation, Run, SequencePlan
+
+# Modules at other places that are kept ready: prompts want the same ones at the same places.
+MAX_NUM_RELOCATED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Shifts:
         yield from pairwise(edges)
 
 
+@lru_cache(MAX_NUM_RELOCATED)
 def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
     """Returns a module where a prompt puts it.
 

@@ -56,9 +56,12 @@ class RoleEnd:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModuleLayout:
     """A prompt module with its place (paper, section 3.3).
+
+    Equal to itself only: what is derived from a module is looked up by it, and comparing all of its
+    tokens would take longer than to derive it. Modules with equal keys are interchangeable.
 
     Its *own tokens* are its direct text, the wrappers of its roles and its parameters'
     placeholders; the modules nested in it are holes in its positions.

@@ -26,7 +26,13 @@ from vllm_promptcache.pml.ast import (
     modules_in_scope,
     own_params,
 )
-from vllm_promptcache.pml.attributes import DURATION_HINT, REPAIR_HINT, parse_duration, parse_repair
+from vllm_promptcache.pml.attributes import (
+    DURATION_HINT,
+    REPAIR_HINT,
+    check_repair,
+    parse_duration,
+    parse_repair,
+)
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
 from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits
@@ -59,6 +65,7 @@ __all__ = [
     "Source",
     "Text",
     "Union",
+    "check_repair",
     "did_you_mean",
     "is_prompt",
     "modules_in_scope",

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.ast import NO_REPAIR, Repair, Source
+from vllm_promptcache.pml.ast import NO_REPAIR, Repair, RepairKind, Source
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.markup import Attribute, Element
 
@@ -27,6 +27,7 @@ _MAX_NUMBER = 1_000_000
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _REPAIR = re.compile(r"(head|tail|spread):([1-9][0-9]{0,5})")
+_REPAIR_KINDS: Mapping[str, RepairKind] = {kind: kind for kind in get_args(RepairKind)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _Value = TypeVar("_Value")
@@ -51,10 +52,19 @@ def parse_repair(text: str) -> Repair | None:
     match = _REPAIR.fullmatch(text)
     if match is None:
         return None
-    kind, amount = match[1], int(match[2])
-    if kind == "spread":
-        return Repair("spread", amount) if amount <= 100 else None
-    return Repair("head" if kind == "head" else "tail", amount)
+    kind, amount = _REPAIR_KINDS[match[1]], int(match[2])
+    return None if kind == "spread" and amount > 100 else Repair(kind, amount)
+
+
+def check_repair(text: str) -> str:
+    """Returns a repair as it is.
+
+    Raises:
+        ValueError: It is none; pydantic makes that an error about the field.
+    """
+    if parse_repair(text) is None:
+        raise ValueError(REPAIR_HINT)
+    return text
 
 
 @dataclass(frozen=True, slots=True)
