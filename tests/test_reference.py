@@ -159,7 +159,7 @@ def test_order_of_modules_does_not_matter(reference: Reference) -> None:
 
 
 def test_new_tokens_are_ordered_by_position(reference: Reference) -> None:
-    """An argument between modules sees the modules behind it, and new text sees the argument."""
+    """An argument between modules sees what is before it, and new text sees the argument."""
     modules = [a_module(some_tokens(5, 1), 0), a_module(some_tokens(5, 2), 8)]
     argument, text = some_tokens(3, 3), some_tokens(4, 4)
     prompt = a_prompt(modules, text, 13)
@@ -167,9 +167,10 @@ def test_new_tokens_are_ordered_by_position(reference: Reference) -> None:
     owners = torch.tensor([0] * 5 + [1] * 5 + [2] * 7)
     visible = ((owners[:, None] == owners) | (owners == 2)[:, None]).tril()
     token_ids = [*modules[0]["token_ids"], *modules[1]["token_ids"], *argument, *text]
-    expected = one_pass(
-        reference, token_ids, [*range(5), *range(8, 13), *range(5, 8), *range(13, 17)], visible
-    )
+    position_ids = [*range(5), *range(8, 13), *range(5, 8), *range(13, 17)]
+    positions = torch.tensor(position_ids)
+    visible &= positions <= positions[:, None]
+    expected = one_pass(reference, token_ids, position_ids, visible)
     assert largest_difference(reference.run(prompt, 1).first_logprobs, expected) < 2e-5
 
 

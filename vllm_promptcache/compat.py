@@ -19,6 +19,7 @@ from vllm_promptcache.errors import UnsupportedError
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.v1.attention.backend import CommonAttentionMetadata
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -66,7 +67,10 @@ PRIVATE_NAMES = {
         "Scheduler._free_request",
     ),
     "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
-    "vllm.v1.core.kv_cache_manager": ("KVCacheManager.create_kv_cache_blocks",),
+    "vllm.v1.core.kv_cache_manager": (
+        "KVCacheManager.create_kv_cache_blocks",
+        "KVCacheManager.allocate_slots",
+    ),
     "vllm.v1.core.kv_cache_coordinator": ("KVCacheCoordinator.cache_blocks",),
     "vllm.v1.core.block_pool": (
         "BlockPool._insert_block_hash",
@@ -91,11 +95,14 @@ PRIVATE_NAMES = {
         "DPLBAsyncMPClient.call_utility_all_async",
         "DPLBAsyncMPClient.get_core_engine_for_request",
     ),
-    # Workers: `worker/`.
+    # Workers: `worker/`, `split_attention_rows`.
     "vllm.v1.worker.gpu_model_runner": (
         "GPUModelRunner._prepare_inputs",
         "GPUModelRunner.initialize_kv_cache",
     ),
+    "vllm.v1.worker.block_table": ("MultiGroupBlockTable.compute_slot_mapping",),
+    "vllm.v1.worker.utils": ("AttentionGroup.build_metadata",),
+    "vllm.v1.attention.backend": ("AttentionMetadataBuilder.build", "CommonAttentionMetadata"),
     "vllm.v1.worker.gpu_worker": (
         "Worker.reload_weights",
         "Worker.update_weights",
@@ -165,19 +172,43 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
     setattr(owner, name, kind(hook) if kind else hook)
 
 
-def never_cache_blocks(manager: KVCacheManager, is_encode: Callable[[str], bool]) -> None:
-    """Keeps blocks of encodes out of vLLM's prefix cache.
+def choose_published_blocks(
+    manager: KVCacheManager, may_publish: Callable[[Request, int], bool]
+) -> None:
+    """Keeps blocks out of vLLM's prefix cache while `may_publish(request, num_tokens)` is false.
 
     Symptom without it: vLLM publishes the blocks of an encode while they still hold placeholders.
     Cause: it publishes every full block of a request.
     Can go when a request can opt out of publishing its blocks.
     """
 
-    def cache_blocks(original: Callable[..., None], request: Any, num_tokens: int) -> None:
-        if not is_encode(request.request_id):
+    def cache_blocks(original: Callable[..., None], request: Request, num_tokens: int) -> None:
+        if may_publish(request, num_tokens):
             original(request, num_tokens)
 
     wrap(manager.coordinator, "cache_blocks", cache_blocks)
+
+
+def allocate_ahead(manager: KVCacheManager, num_ahead: Callable[[Request], int]) -> None:
+    """Gives a request slots for its first `num_ahead(request)` tokens as soon as it gets any.
+
+    vLLM allocates for the tokens of a step; slots that lie ahead are there for drafted tokens.
+    Can go when a connector can say how many tokens a request needs slots for.
+    """
+
+    def allocate_slots(
+        original: Callable[..., Any], request: Request, num_new_tokens: int, **options: Any
+    ) -> Any:
+        num_cached = sum(
+            options.get(name, 0)
+            for name in ("num_new_computed_tokens", "num_external_computed_tokens")
+        )
+        num_tokens = request.num_computed_tokens + num_cached + num_new_tokens
+        lookahead = options.pop("num_lookahead_tokens", 0)
+        lookahead = max(lookahead, num_ahead(request) - num_tokens)
+        return original(request, num_new_tokens, num_lookahead_tokens=lookahead, **options)
+
+    wrap(manager, "allocate_slots", allocate_slots)
 
 
 def reorder_prompt(request: Request, token_ids: list[int]) -> None:
@@ -338,6 +369,28 @@ def after_initialize_kv_cache(act: Callable[[Any], None]) -> None:
         return made
 
     wrap(GPUModelRunner, "initialize_kv_cache", initialize_kv_cache)
+
+
+def split_attention_rows(
+    runner: Any, split: Callable[[CommonAttentionMetadata, int], CommonAttentionMetadata | None]
+) -> None:
+    """Lets `split(batch, block_size)` replace what attention backends are told of a batch.
+
+    None leaves it as it is. The size is that of the backend's blocks.
+    Can go when a connector can choose the blocks that a request's tokens see.
+    """
+
+    def build(
+        builder: Any, original: Any, common_prefix_len: int, batch: Any, *args: Any, **options: Any
+    ) -> Any:
+        if (rows := split(batch, builder.kv_cache_spec.block_size)) is not None:
+            # What all requests of the batch share may be more than some of the rows see.
+            return original(0, rows, *args, **options)
+        return original(common_prefix_len, batch, *args, **options)
+
+    for group in (group for groups in runner.attn_groups for group in groups):
+        for builder in group.metadata_builders:
+            wrap(builder, "build", functools.partial(build, builder))
 
 
 def after_reload_weights(act: Callable[[Any], None]) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from vllm_promptcache.core.request import EncodeRequest, PositionOffsets
-from vllm_promptcache.plan.sequence import Run, SequencePlan
+from vllm_promptcache.core.private_order import IndexOffsets
+from vllm_promptcache.core.request import EncodeRequest
+from vllm_promptcache.plan.sequence import Run
 
 from .plans import BLOCK_SIZE, module, raw_request, span
 
@@ -19,9 +20,8 @@ def positions(offsets, start, num_tokens):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 9])
 def test_positions_do_not_depend_on_how_a_prefill_is_cut(chunk):
-    spec = module("a", 10)
     runs = (Run(3, 2), Run(20, 1), Run(21, 4))
-    offsets = PositionOffsets.of(SequencePlan((span(spec),), runs))
+    offsets = IndexOffsets.of(10, runs)
     expected = [3, 4, 20, 21, 22, 23, 24, 25, 26]  # two generated tokens go on
     ids = [i for start in range(10, 19, chunk) for i in positions(offsets, start, chunk)]
     assert ids[: len(expected)] == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -16,11 +16,13 @@ from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
 from tests.reference import Reference
 from tests.reference.compare import TOLERANCE, Difference, Tally
 from vllm_promptcache import LLM, SamplingParams
+from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.engine import shut_down
 
 MAX_TOKENS = 16
+_TOKENS = ("token_ids", "position_ids")
 MAX_MODEL_LEN = 2048
 # PML prompts that are sent at once, together with two plain ones. They are of few schemas, so that
 # some of them share modules.
@@ -90,6 +92,46 @@ def counted_tokens(llm: LLM) -> Iterator[list[int]]:
         yield counts
     finally:
         del scheduler.schedule
+
+
+def noted_requests(llm: LLM) -> Mapping[str, ModularRequest]:
+    """Returns a dict that gets the scheduler's state of each request, by the engine's id."""
+    residency, requests = scheduler_of(llm).residency, dict[str, ModularRequest]()
+    add = residency.add
+
+    def noting(request: Any) -> None:
+        add(request)
+        if (modular := residency.get(request)) is not None:
+            requests[request.request_id] = modular
+
+    residency.add = noting
+    return requests
+
+
+def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> dict[str, Any]:
+    """The plan of a prompt as the engine has repaired it; as it is if that was not asked for."""
+    if modular is None or modular.spans is None:
+        return explanation
+    read = [number for number, m in enumerate(explanation["modules"]) if any(m["reused"])]
+    spans = dict(zip(modular.spans, modular.sequence.spans, strict=True))
+    modules, new = list(explanation["modules"]), list(explanation["new"])
+    for number, index in enumerate(read):
+        module, span = modules[index], spans.get(number)
+        runs = span.runs if span else ()
+        kept = [i for i, is_kept in enumerate(module["kept"]) if is_kept]
+        still = {kept[i] for run in runs for i in range(run.start, run.end)}
+        left_out = [i for i, is_read in enumerate(module["reused"]) if is_read and i not in still]
+        new.append({name: [module[name][i] for i in left_out] for name in _TOKENS})
+        modules[index] = module | {
+            "reused": [i in still for i in range(len(module["reused"]))],
+            "num_full_blocks": span.num_full_blocks(modular.block_size) if span else 0,
+        }
+    num_cached = sum(sum(module["reused"]) for module in modules)
+    counts = {
+        "num_cached_tokens": num_cached,
+        "num_new_tokens": explanation["num_tokens"] - num_cached,
+    }
+    return explanation | {"modules": modules, "new": new} | counts
 
 
 def greedy(num_logprobs: int, max_tokens: int = MAX_TOKENS, **others: Any) -> SamplingParams:
@@ -233,11 +275,15 @@ class Agreement:
         # Half of the batches also reuse what earlier prompts have behind their modules.
         has_private_reuse = rng.random() < 0.5
         params = greedy(self.num_logprobs)
+        noted = noted_requests(self.llm)
         with applied(DETAIL):
             outputs = self.llm.generate(
                 texts, params if has_private_reuse else modules_only(params), use_tqdm=False
             )
+        requests = {request_id.rsplit("-", 1)[0]: noted[request_id] for request_id in noted}
         for (prompt, explanation), output in zip(prompts, outputs, strict=True):
+            if explanation is not None:
+                explanation = as_repaired(explanation, requests.get(output.request_id))
             found = difference(self.reference, output, explanation)
             (plain if explanation is None else modular).add(prompt, found)
             if explanation is not None and not has_private_reuse:

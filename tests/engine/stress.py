@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 from vllm import RequestOutput
 
 from tests.engine.harness import (
+    as_repaired,
     difference,
     exact_requests,
     greedy,
     idle,
+    noted_requests,
     scheduler_of,
     without_modules,
 )
@@ -24,6 +26,7 @@ from tests.reference.compare import Tally
 from vllm_promptcache import LLM
 from vllm_promptcache.compat import call_utility
 from vllm_promptcache.core.introspection import PIN_UTILITY
+from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
 from vllm_promptcache.errors import ClientError
@@ -94,6 +97,7 @@ class Stress:
     _rng: Random = field(init=False)
     _maker: CaseMaker = field(init=False)
     _exact_ids: Collection[str] = field(init=False)
+    _requests: Mapping[str, ModularRequest] = field(init=False)
     _seen: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
     _seen_ids: deque[list[int]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
 
@@ -101,6 +105,7 @@ class Stress:
         self._rng = Random(self.seed)
         self._maker = CaseMaker(self.seed, self._explain, ClientError)
         self._exact_ids = exact_requests(self.llm)
+        self._requests = noted_requests(self.llm)
 
     def run(self, num_operations: int) -> None:
         """Does random operations, then lets all requests finish.
@@ -138,6 +143,7 @@ class Stress:
             "relocated": stats.num_relocations,
             "promoted": stats.num_promotions,
             "served exactly": stats.num_promoted_requests,
+            "repaired by attention": self.counts["repaired"],
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
             "pins": self.counts["pinned"],
@@ -266,6 +272,10 @@ class Stress:
 
     def _finished(self, output: RequestOutput) -> None:
         live = self._live.pop(output.request_id)
+        if live.explanation is not None:
+            explanation = as_repaired(live.explanation, self._requests.get(live.internal_id))
+            self.counts["repaired"] += explanation is not live.explanation
+            live = replace(live, explanation=explanation)
         self.log.append(f"finished {live.kind} {output.request_id}")
         completion = output.outputs[0]
         num_tokens = len(completion.token_ids)

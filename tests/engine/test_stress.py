@@ -37,6 +37,7 @@ ENGINE_ARGS = {
     # Host memory for about half as many blocks.
     "prompt_modules": {
         "verify": True,
+        "repair": "query:20",
         "host_memory": HOST_BYTES / 2**30,
         "prefetch": True,
         "promote_after": 1,

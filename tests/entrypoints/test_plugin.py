@@ -132,7 +132,8 @@ def test_wrap_keeps_kinds_of_methods_and_wraps_once():
 def test_blocks_of_modular_requests_are_not_cached():
     cached = []
     coordinator = SimpleNamespace(cache_blocks=lambda request, n: cached.append(request.request_id))
-    compat.never_cache_blocks(SimpleNamespace(coordinator=coordinator), {"modular"}.__contains__)
+    manager = SimpleNamespace(coordinator=coordinator)
+    compat.choose_published_blocks(manager, lambda request, n: request.request_id == "plain")
     for request_id in ("plain", "modular"):
         coordinator.cache_blocks(SimpleNamespace(request_id=request_id), 64)
     assert cached == ["plain"]

@@ -64,7 +64,7 @@ def test_a_scaffold_has_all_documents() -> None:
 def test_a_prompt_imports_all_documents_and_asks() -> None:
     pml = ROLES.prompt(TINY, Policy(PLAIN))
     assert pml == (
-        '<prompt schema="documents-any"><d0/><d1/>'
+        '<prompt schema="documents-any" repair="none"><d0/><d1/>'
         '<user xml:space="preserve">Is b &gt; a?</user></prompt>'
     )
     parse_prompt(pml)
@@ -73,11 +73,13 @@ def test_a_prompt_imports_all_documents_and_asks() -> None:
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        ("exact", '<prompt schema="documents-any" encode="exact"><d0/>'),
+        ("exact", '<prompt schema="documents-any" encode="exact" repair="none"><d0/>'),
         ("default", '<prompt schema="documents-any"><d0/>'),
         ("default+spread:15", '<prompt schema="documents-any" repair="spread:15"><d0/>'),
         ("isolated+tail:16", '<prompt schema="documents-isolated" repair="tail:16"><d0/>'),
-        ("scaffold", '<prompt schema="documents-scaffold"><d0/>'),
+        ("scaffold", '<prompt schema="documents-scaffold" repair="none"><d0/>'),
+        ("anchored", '<prompt schema="documents-anchored" repair="none"><d0/>'),
+        ("anchored+query:15", '<prompt schema="documents-anchored" repair="query:15"><d0/>'),
     ],
 )
 def test_the_prompt_says_the_rest(name: str, head: str) -> None:
@@ -88,7 +90,7 @@ def test_without_a_chat_template_there_are_no_roles() -> None:
     schema, prompt = TEXT.schema(TINY, Policy(PLAIN)), TEXT.prompt(TINY, Policy(PLAIN))
     assert schema.startswith('<schema name="documents-any" xml:space="preserve">Answer the ')
     assert prompt == (
-        '<prompt schema="documents-any" xml:space="preserve"><d0/><d1/>'
+        '<prompt schema="documents-any" repair="none" xml:space="preserve"><d0/><d1/>'
         "Is b &gt; a?\nAnswer:</prompt>"
     )
     parse_schema(schema)

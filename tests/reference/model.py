@@ -61,8 +61,7 @@ class Reference:
 
     def run(self, explanation: Explanation, max_tokens: int) -> ReferenceOutput:
         """Generates `max_tokens` tokens greedily behind an explained prompt."""
-        cache, token_ids, position_ids = self._start(explanation)
-        return self._generate(cache, token_ids, position_ids, max_tokens)
+        return self._generate(*self._start(explanation), max_tokens)
 
     def score(self, explanation: Explanation, output_ids: Sequence[int]) -> ReferenceOutput:
         """Returns what `run` would choose at each step if the steps before chose `output_ids`.
@@ -70,28 +69,48 @@ class Reference:
         One forward pass instead of many: `score(e, ids).token_ids == ids` if and only if
         `run(e, len(ids)).token_ids == ids`.
         """
-        cache, token_ids, position_ids = self._start(explanation)
-        return self._score(cache, token_ids, position_ids, output_ids)
+        return self._score(*self._start(explanation), output_ids)
+
+    @torch.inference_mode()
+    def attention(self, explanation: Explanation, num_last: int) -> torch.Tensor:
+        """What the last `num_last` new tokens attend to, summed over layers and heads.
+
+        Returns:
+            `[num_cached_tokens]`, for the reused tokens of all modules in order.
+        """
+        cache, cached, token_ids, position_ids = self._start(explanation)
+        layers = self.model(
+            input_ids=torch.tensor([token_ids]),
+            position_ids=torch.tensor([position_ids]),
+            attention_mask=self._mask(cached, position_ids),
+            past_key_values=cache,
+            output_attentions=True,
+        ).attentions
+        total = sum(layer[0, :, -num_last:, : len(cached)].sum(dim=(0, 1)) for layer in layers)
+        assert isinstance(total, torch.Tensor)
+        return total
 
     def plain(
         self, token_ids: Sequence[int], position_ids: Sequence[int], max_tokens: int
     ) -> ReferenceOutput:
         """Generates behind one ordinary prefill of `token_ids` at `position_ids`."""
-        return self._generate(DynamicCache(), token_ids, position_ids, max_tokens)
+        return self._generate(DynamicCache(), [], token_ids, position_ids, max_tokens)
 
     def score_plain(
         self, token_ids: Sequence[int], position_ids: Sequence[int], output_ids: Sequence[int]
     ) -> ReferenceOutput:
         """Is to `plain` what `score` is to `run`."""
-        return self._score(DynamicCache(), token_ids, position_ids, output_ids)
+        return self._score(DynamicCache(), [], token_ids, position_ids, output_ids)
 
     def cached_kv(self, explanation: Explanation) -> KV:
         """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
         modules = explanation["modules"]
         return KV.concat([self._taken(modules, index, "reused") for index in range(len(modules))])
 
-    def _start(self, explanation: Explanation) -> tuple[DynamicCache, list[int], list[int]]:
-        """Returns the cache, the new tokens and their positions, ascending."""
+    def _start(
+        self, explanation: Explanation
+    ) -> tuple[DynamicCache, list[int], list[int], list[int]]:
+        """Returns the cache, the positions in it, the new tokens and their positions, ascending."""
         new = [
             (position_id, token_id)
             for part in explanation["new"]
@@ -104,7 +123,13 @@ class Reference:
         if position_ids[-1] + 1 != explanation["next_position"]:
             raise ValueError("generated tokens must follow the last new token")
         cache = self.cached_kv(explanation).to_cache()
-        return cache, [token_id for _, token_id in new], position_ids
+        cached = [
+            position_id
+            for module in explanation["modules"]
+            for position_id, is_reused in zip(module["position_ids"], module["reused"], strict=True)
+            if is_reused
+        ]
+        return cache, cached, [token_id for _, token_id in new], position_ids
 
     def _taken(self, modules: list[dict[str, Any]], index: int, which: str) -> KV:
         """Returns the KV of those of a module's tokens that are `kept` or `reused`."""
@@ -119,26 +144,32 @@ class Reference:
             taken = [(self._taken(modules, i, "kept"), n) for i, n in module["context"]]
             context = KV.concat([kept.first(n) for kept, n in taken])
             cache = context.to_cache()
-            self._forward(cache, module["token_ids"], module["position_ids"], num_logits=1)
+            # All of the context is visible, wherever it lies.
+            before = [-1] * context.num_tokens
+            self._forward(cache, before, module["token_ids"], module["position_ids"], num_logits=1)
             self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)
         return self._encoded[encode_id]
 
     def _generate(
         self,
         cache: DynamicCache,
+        cached: Sequence[int],
         token_ids: Sequence[int],
         position_ids: Sequence[int],
         max_tokens: int,
     ) -> ReferenceOutput:
-        logits = [self._forward(cache, token_ids, position_ids, num_logits=1)]
+        logits = [self._forward(cache, cached, token_ids, position_ids, num_logits=1)]
+        cached = [*cached, *position_ids]
         for position_id in range(position_ids[-1] + 1, position_ids[-1] + max_tokens):
             best = int(logits[-1].argmax())
-            logits.append(self._forward(cache, [best], [position_id], num_logits=1))
+            logits.append(self._forward(cache, cached, [best], [position_id], num_logits=1))
+            cached.append(position_id)
         return ReferenceOutput.of_logits(torch.cat(logits))
 
     def _score(
         self,
         cache: DynamicCache,
+        cached: Sequence[int],
         token_ids: Sequence[int],
         position_ids: Sequence[int],
         output_ids: Sequence[int],
@@ -148,36 +179,42 @@ class Reference:
         num_read = len(output_ids) - 1
         token_ids = [*token_ids, *output_ids[:num_read]]
         position_ids = [*position_ids, *range(start, start + num_read)]
-        logits = self._forward(cache, token_ids, position_ids, num_logits=len(output_ids))
+        logits = self._forward(cache, cached, token_ids, position_ids, num_logits=len(output_ids))
         return ReferenceOutput.of_logits(logits)
 
     @torch.inference_mode()
     def _forward(
         self,
         cache: DynamicCache,
+        cached: Sequence[int],
         token_ids: Sequence[int],
         position_ids: Sequence[int],
         num_logits: int,
     ) -> torch.Tensor:
-        """Appends tokens to `cache`; returns the last ones' logits, `[num_logits, vocab_size]`."""
+        """Appends tokens to `cache`; returns the last ones' logits, `[num_logits, vocab_size]`.
+
+        Args:
+            cached: Positions of the tokens in the cache.
+        """
         return self.model(
             input_ids=torch.tensor([list(token_ids)]),
             position_ids=torch.tensor([list(position_ids)]),
-            attention_mask=self._mask(cache.get_seq_length(), len(token_ids)),
+            attention_mask=self._mask(cached, position_ids),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=num_logits,
         ).logits[0]
 
-    def _mask(self, num_cached: int, num_new: int) -> torch.Tensor:
-        """Every cached token is visible, the new ones are causal; `[1, 1, num_new, num_tokens]`.
+    def _mask(self, cached: Sequence[int], new: Sequence[int]) -> torch.Tensor:
+        """Each new token sees the tokens at its own position or before; `[1, 1, new, tokens]`.
 
         Given explicitly: transformers' own mask guesses packed sequences from jumps in the
         position ids.
         """
+        queries, keys = torch.tensor([*new]), torch.tensor([*cached, *new])
+        mask = torch.zeros((len(queries), len(keys)), dtype=self._dtype)
         lowest = torch.finfo(self._dtype).min
-        mask = torch.full((num_new, num_cached + num_new), lowest, dtype=self._dtype)
-        return mask.triu(num_cached + 1)[None, None]
+        return mask.masked_fill(keys > queries[:, None], lowest)[None, None]
 
 
 def _encode_id(modules: list[dict[str, Any]], index: int) -> EncodeId:

@@ -34,7 +34,7 @@ class PrivateBlockHasher:
         spans = [(key, span.runs) for span, key in modular.span_keys()]
         lora = request.lora_request and request.lora_request.lora_name
         self._modular = modular
-        self._root = _hash(_ROOT, spans, lora, request.cache_salt)
+        self._root = _hash(_ROOT, spans, lora, request.cache_salt, _inner_tokens(modular))
 
     def __call__(self, request: Request) -> list[Any]:
         """Returns the hashes of full blocks behind those that `request` has hashes of."""
@@ -53,6 +53,15 @@ class PrivateBlockHasher:
         computed = max(start, self._modular.sequence.num_cached_tokens)
         offsets = self._modular.offsets.slices(computed, max(end - computed, 0))
         return _hash(parent, list(request.all_token_ids[start:end]), offsets)
+
+
+def _inner_tokens(modular: ModularRequest) -> Any:
+    """The new tokens that lie between tails, with all that says where; None if there are none."""
+    if (order := modular.order) is None:
+        return None
+    token_ids = list(modular.request.all_token_ids[order.first : order.end])
+    offsets = modular.offsets.slices(order.first, order.num_new_tokens)
+    return token_ids, offsets, modular.sequence.interleaving
 
 
 def _hash(*parts: Any) -> bytes:

@@ -7,18 +7,14 @@ read those modules instead, and equal a plain prefill.
 
 from __future__ import annotations
 
-from itertools import islice
-from typing import TypeVar
-
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat import reorder_prompt
+from vllm_promptcache.core.bounded import forget_oldest
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.plan.codec import PackedPlan
 from vllm_promptcache.store import ModuleStore
-
-T = TypeVar("T")
 
 # Combinations that are counted; those not seen for longest are forgotten.
 MAX_NUM_COUNTED = 4096
@@ -77,11 +73,11 @@ class Promotions:
             return True
         name = _name(exact)
         self._counts[name] = count = self._counts.pop(name, 0) + 1
-        _forget_oldest(self._counts, MAX_NUM_COUNTED)
+        forget_oldest(self._counts, MAX_NUM_COUNTED)
         if 0 < self._after <= count:
             self._candidates.pop(name, None)
             self._candidates[name] = exact
-            _forget_oldest(self._candidates, MAX_NUM_CANDIDATES)
+            forget_oldest(self._candidates, MAX_NUM_CANDIDATES)
         return False
 
     def next(self) -> tuple[ModularRequest, bytes] | None:
@@ -125,8 +121,3 @@ class Promotions:
 
 def _name(exact: ModularRequest) -> bytes:
     return exact.span_keys()[-1][1]
-
-
-def _forget_oldest(ordered: dict[bytes, T], max_num: int) -> None:
-    for key in list(islice(ordered, max(0, len(ordered) - max_num))):
-        del ordered[key]

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from vllm.v1.request import Request
 
+from vllm_promptcache.core.private_order import IndexOffsets, PrivateOrder
+from vllm_promptcache.core.slots import Slots, ranges
 from vllm_promptcache.plan.codec import PackedPlan, unpack_module
 from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
 from vllm_promptcache.store import StoredModule
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class PositionOffsets:
-    """Position id minus index, for the computed tokens of one sequence.
-
-    vLLM addresses slots by a token's index in the block table. A token's position id differs from
-    it by an offset that is constant over each run; the last run goes on for generated tokens.
-
-    Attributes:
-        starts: Index of the first token of each run, ascending.
-        offsets: What to add to an index of that run.
-    """
-
-    starts: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-    @classmethod
-    def of(cls, sequence: SequencePlan) -> PositionOffsets:
-        """Lays the position runs of `sequence` behind its cached tokens."""
-        starts, offsets, index = [], [], sequence.num_cached_tokens
-        for run in sequence.position_runs:
-            starts.append(index)
-            offsets.append(run.start - index)
-            index += run.num_tokens
-        return cls(tuple(starts), tuple(offsets))
-
-    def slices(self, start: int, num_tokens: int) -> tuple[tuple[int, int], ...]:
-        """Offsets of the tokens `[start, start + num_tokens)` as `(num_tokens, offset)` runs."""
-        end, run = start + num_tokens, bisect_right(self.starts, start) - 1
-        slices = []
-        while start < end:
-            run_end = min(end, self.starts[run + 1]) if run + 1 < len(self.starts) else end
-            slices.append((run_end - start, self.offsets[run]))
-            start, run = run_end, run + 1
-        return tuple(slices)
+# A prompt's last tokens: those behind the question that begin the answer, in most chat templates.
+NUM_OBSERVED_TOKENS = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +40,9 @@ class ModularRequest:
         schema: Name of its prompt's schema; empty for an encode.
         since: When it arrived, in seconds of the monotonic clock.
         exact_paths: Paths of the modules it reads where they were promoted; else the plan's hold.
+        attended: As the plan has it; empty if nothing is to be repaired by attention, or once it
+            was chosen.
+        spans: For each span its number in the plan, where some were left out for repair.
         has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it.
     """
@@ -89,10 +60,13 @@ class ModularRequest:
     schema: str = ""
     since: float = field(default_factory=time.monotonic)
     exact_paths: list[str] | None = None
+    attended: Sequence[int] = ()
+    spans: list[int] | None = None
     has_waited: bool = False
-    offsets: PositionOffsets = field(init=False)
+    offsets: IndexOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
     num_tail_tokens: int = field(init=False)
+    order: PrivateOrder | None = field(init=False)
 
     @classmethod
     def of(
@@ -110,10 +84,25 @@ class ModularRequest:
         )
 
     def __post_init__(self) -> None:
+        self._lay_out()
+
+    def follow(self, sequence: SequencePlan, spans: list[int]) -> None:
+        """Reads and computes what a repaired sequence says; only before it is admitted.
+
+        Args:
+            sequence: What takes the place of its own.
+            spans: For each span of that, its number in the sequence of the plan.
+        """
+        self.sequence, self.spans, self.attended = sequence, spans, ()
+        self._lay_out()
+
+    def _lay_out(self) -> None:
         spans, size = self.sequence.spans, self.block_size
-        self.offsets = PositionOffsets.of(self.sequence)
+        num_cached = self.sequence.num_cached_tokens
+        self.offsets = IndexOffsets.of(num_cached, self.sequence.position_runs)
         self.num_shared_blocks = sum(span.num_full_blocks(size) for span in spans)
         self.num_tail_tokens = sum(span.num_tail_tokens(size) for span in spans)
+        self.order = PrivateOrder.of(self.sequence, size, self.num_shared_blocks)
 
     @property
     def request_id(self) -> str:
@@ -136,6 +125,18 @@ class ModularRequest:
     def num_copied_tokens(self) -> int:
         """Tail tokens that are copied into the request's own blocks when it is admitted."""
         return 0 if self.num_private_hits else self.num_tail_tokens
+
+    @property
+    def tail_ranges(self) -> list[tuple[int, int]]:
+        """Where the tails lie in the sequence: `(index, num_tokens)` of each, in their order."""
+        if self.order is None:
+            return [(self.num_shared_blocks * self.block_size, self.num_tail_tokens)]
+        return [(run.start, run.num_tokens) for run in self.order.tails]
+
+    @property
+    def num_ordered_tokens(self) -> int:
+        """Private tokens up to the last tail: those that are copied or interleaved with these."""
+        return self.num_tail_tokens + (self.order.num_new_tokens if self.order else 0)
 
     @property
     def num_own_blocks(self) -> int:
@@ -167,8 +168,44 @@ class ModularRequest:
         return [(span, self.store_key(span.key)) for span in self.sequence.spans]
 
 
+class InternalRequest(ModularRequest):
+    """A request of the scheduler's own: its output is for nobody, its blocks are never shared."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True, eq=False)
-class EncodeRequest(ModularRequest):
+class ProbeRequest(InternalRequest):
+    """A pass over another request's prompt, which measures what its last tokens attend to.
+
+    Attributes:
+        asker: The other request.
+    """
+
+    asker: ModularRequest = field(kw_only=True)
+
+    @property
+    def num_observed(self) -> int:
+        """How many of its last tokens are observed: only such as see all modules."""
+        num_inner = self.order.num_new_tokens if self.order else 0
+        return min(NUM_OBSERVED_TOKENS, self.sequence.num_new_tokens - num_inner)
+
+    @property
+    def slot_indexes(self) -> Slots:
+        """Indexes of the slots of all its tokens, in their order, `[num_tokens]`."""
+        first, num_new = self.sequence.num_cached_tokens, self.sequence.num_new_tokens
+        new = [(first, num_new)]
+        if self.order is not None:
+            index, new = first, []
+            for num_tokens, offset in self.order.slots.slices(first, num_new):
+                new.append((index + offset, num_tokens))
+                index += num_tokens
+        shared = (0, self.num_shared_blocks * self.block_size)
+        return ranges([shared, *self.tail_ranges, *new])
+
+
+@dataclass(slots=True, eq=False)
+class EncodeRequest(InternalRequest):
     """An internal request that runs a module's tokens through the model once.
 
     Attributes:

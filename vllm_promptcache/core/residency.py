@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -15,8 +15,14 @@ from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.prefetch import Prefetch
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
+from vllm_promptcache.core.probes import Probes
 from vllm_promptcache.core.promotions import Promotions
-from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.request import (
+    EncodeRequest,
+    InternalRequest,
+    ModularRequest,
+    ProbeRequest,
+)
 from vllm_promptcache.core.step import StepBuilder, StepMetadata
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
@@ -44,6 +50,7 @@ class ModuleResidency:
         promotions: Which combinations of modules are encoded exactly.
         prefetch: Brings modules back before they are asked for.
         encodes: The encodes under way.
+        probes: The probes under way.
         metrics: Counters for Prometheus.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
     """
@@ -81,11 +88,12 @@ class ModuleResidency:
         )
         self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
+        self.probes = Probes(max_blocks=num_usable)
         self._block_demand = BlockDemand(self.store, self.tiers, self.encodes, block_size)
         self.metrics = ModuleMetrics(self.store)
         self.rejected: dict[str, str] = {}
         self._admission = Admission(block_pool, self.get, self._demand)
-        self._ended_encodes: set[str] = set()
+        self._ended_internal: set[str] = set()
         self._pool = block_pool
         self._block_size = block_size
         self._requests: dict[str, ModularRequest] = {}
@@ -103,9 +111,21 @@ class ModuleResidency:
         """Returns the state of `request` if it reads modules."""
         return self._requests.get(request.request_id)
 
-    def is_encode(self, request_id: str) -> bool:
-        """Whether the request is an encode."""
-        return isinstance(self._requests.get(request_id), EncodeRequest)
+    def may_publish(self, request: Request, num_tokens: int) -> bool:
+        """Whether vLLM may share the full blocks among a request's first tokens.
+
+        Those of an encode hold padding, those of a probe are nobody's. Where new tokens stand
+        between tails, a block may lack tokens that come later in vLLM's count.
+        """
+        modular = self.get(request)
+        if modular is None or isinstance(modular, InternalRequest):
+            return modular is None
+        return modular.order is None or num_tokens >= modular.order.end
+
+    def num_ahead(self, request: Request) -> int:
+        """Tokens up to which a request needs all its slots as soon as it has any."""
+        modular = self.get(request)
+        return modular.order.end if modular is not None and modular.order is not None else 0
 
     def add(self, request: Request) -> None:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
@@ -119,10 +139,15 @@ class ModuleResidency:
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        modular = self.promotions.exact(request, plan, self._block_size) or ModularRequest.of(
-            request, plan, plan.sequence, self._block_size
-        )
-        set_block_hasher(request, PrivateBlockHasher(modular))
+        modular = self.promotions.exact(request, plan, self._block_size)
+        if modular is None:
+            modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
+            modular.attended = plan.attended
+        if modular.attended:
+            if modular.reads_private_blocks:
+                self.probes.recall(modular)
+        else:
+            set_block_hasher(request, PrivateBlockHasher(modular))
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
@@ -177,9 +202,13 @@ class ModuleResidency:
         if (modular := self._requests.pop(request.request_id, None)) is None:
             return
         self._leave_queue(modular)
+        self.probes.leave(modular)
+        if isinstance(modular, InternalRequest):
+            self._ended_internal.add(modular.request_id)
+        if isinstance(modular, ProbeRequest):
+            self.probes.end(modular)
         if isinstance(modular, EncodeRequest):
             self.encodes.finish(modular)
-            self._ended_encodes.add(modular.request_id)
             if request.status != RequestStatus.FINISHED_ABORTED:
                 self._publish(modular, modular.module_blocks(blocks))
 
@@ -213,6 +242,7 @@ class ModuleResidency:
             New encode requests, to be put ahead of the queue in this order.
         """
         self._admission.start_step()
+        self.probes.give_up()
         self.pins.expire()
         if not self._waiting:
             self.prefetch.advance()
@@ -224,11 +254,18 @@ class ModuleResidency:
         if not num_running:
             self._make_pins_give_way(next(iter(waiting), None))
         return [
-            encode
+            request
             for modular in near
             if modular.request_id not in self._held
-            for encode in self._hold(modular)
+            for request in (self._probe(modular) if modular.attended else self._hold(modular))
         ]
+
+    def _probe(self, modular: ModularRequest) -> list[Request]:
+        """Starts what a request waits for before it can be repaired."""
+        if (probe := self.probes.start(modular)) is None:
+            return []
+        self._enter(probe)
+        return [*self._hold(probe), probe.request]
 
     def _make_pins_give_way(self, first: Request | None) -> None:
         """With nothing running, only pins can keep the first request in the queue from its blocks.
@@ -242,7 +279,10 @@ class ModuleResidency:
 
     def holds_back(self, request: Request) -> bool:
         """Whether `request`, the next one in the queue, must not be admitted in this step."""
-        return self._admission.is_behind_blocked(request) or request.request_id in self.rejected
+        if self._admission.is_behind_blocked(request) or request.request_id in self.rejected:
+            return True
+        modular = self.get(request)
+        return modular is not None and bool(modular.attended)
 
     def _demand(self, request: Request, modular: ModularRequest | None) -> int:
         is_held = modular is not None and modular.request_id in self._held
@@ -313,19 +353,30 @@ class ModuleResidency:
         self._enter(encode)
         return [*self._hold(encode), encode.request]
 
-    def take_ended_encodes(self) -> set[str]:
-        """Returns the ids of the encodes that have ended; no client waits for their output."""
-        ended, self._ended_encodes = self._ended_encodes, set()
+    def take_ended_internal(self) -> set[str]:
+        """Returns the ids of our own requests that have ended; nobody waits for their output."""
+        ended, self._ended_internal = self._ended_internal, set()
         return ended
 
+    def take_orphans(self) -> list[str]:
+        """Returns the ids of our own requests that nobody waits for any more, to be aborted."""
+        return self.encodes.take_orphans() + self.probes.take_orphans()
+
     def take_rejected(self) -> dict[str, str]:
-        """Returns the rejected requests, and with each rejected encode those that wait for it."""
+        """Returns the rejected requests, and with each of our own those that wait for it."""
         rejected, self.rejected = self.rejected, {}
         for request_id, reason in list(rejected.items()):
-            encode = self._requests.get(request_id)
-            if isinstance(encode, EncodeRequest):
-                rejected.update((waiter, reason) for waiter in encode.waiters)
+            rejected.update(dict.fromkeys(self._dependents(request_id), reason))
         return rejected
+
+    def _dependents(self, request_id: str) -> Iterator[str]:
+        internal = self._requests.get(request_id)
+        if isinstance(internal, ProbeRequest):
+            yield internal.asker.request_id
+        if isinstance(internal, EncodeRequest):
+            for waiter in internal.waiters:
+                yield waiter
+                yield from self._dependents(waiter)
 
     def map(self, modular: ModularRequest) -> list[KVCacheBlock] | None:
         """Returns the blocks that `modular` shares, or None if a module is missing.
@@ -366,7 +417,7 @@ class ModuleResidency:
                 break
             hits += found
         # All tails are copied, or none.
-        return hits if len(hits) * self._block_size >= modular.num_tail_tokens else []
+        return hits if len(hits) * self._block_size >= modular.num_ordered_tokens else []
 
     def admit(self, request: Request, block_ids: Sequence[int]) -> None:
         """Takes note that `request` has its blocks; plans the copies of its modules' tails.
@@ -395,7 +446,7 @@ class ModuleResidency:
                 self.store.histories.used(key).num_hits += 1
                 self.tiers.used(key)
                 self.pins.fulfil(key)
-            if not isinstance(modular, EncodeRequest):
+            if not isinstance(modular, InternalRequest):
                 self.metrics.admitted(modular)
         self._admitted.clear()
         for request_id, num_tokens in num_scheduled_tokens.items():

@@ -21,7 +21,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_promptcache import compat
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.integrity import check_integrity
-from vllm_promptcache.core.request import EncodeRequest
+from vllm_promptcache.core.request import InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.core.usage import module_usage
 from vllm_promptcache.plan.codec import PLAN_KEY
@@ -53,8 +53,8 @@ class PromptModuleMixin(Scheduler):
             max_promoted_share=config.max_promoted_share,
             verify=config.verify,
         )
-        # Blocks of an encode become the module's, and hold padding until then.
-        compat.never_cache_blocks(manager, self.residency.is_encode)
+        compat.choose_published_blocks(manager, self.residency.may_publish)
+        compat.allocate_ahead(manager, self.residency.num_ahead)
         self.connector.bind_residency(self.residency)
 
     @property
@@ -84,7 +84,7 @@ class PromptModuleMixin(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Starts the encodes that waiting requests need, then schedules as vLLM does."""
-        if orphans := self.residency.encodes.take_orphans():
+        if orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
         self._add_encodes(self.residency.prepare(self.waiting, len(self.running)))
         return super().schedule(throttle_prefills)
@@ -97,9 +97,9 @@ class PromptModuleMixin(Scheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        """As vLLM, without the outputs of encodes and with those of rejected requests."""
+        """As vLLM, without the outputs of our own requests, with those of rejected ones."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if ended := self.residency.take_ended_encodes():
+        if ended := self.residency.take_ended_internal():
             for client in outputs.values():
                 client.outputs = [o for o in client.outputs if o.request_id not in ended]
         if self.residency.rejected:
@@ -133,7 +133,7 @@ class PromptModuleMixin(Scheduler):
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def _enqueue_waiting_request(self, request: Request) -> None:
-        if isinstance(self.residency.get(request), EncodeRequest):
+        if isinstance(self.residency.get(request), InternalRequest):
             self.waiting.prepend_request(request)
         else:
             super()._enqueue_waiting_request(request)

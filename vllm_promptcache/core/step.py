@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorWorkerMetadata,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorMetadata
 
-from vllm_promptcache.core.request import EncodeRequest, ModularRequest
-from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.request import (
+    EncodeRequest,
+    InternalRequest,
+    ModularRequest,
+    ProbeRequest,
+)
+from vllm_promptcache.core.slots import SlotCopy, Slots, ranges, slots_of
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import StoredModule
+
+OffsetRuns: TypeAlias = tuple[tuple[int, int], ...]
+"""Consecutive tokens: for each run how many there are, and what is added to their index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,21 @@ class RelocationCopy:
     shift: int
 
 
+@dataclass(frozen=True, slots=True)
+class ObservedRequest:
+    """A request whose last tokens are computed in a step, where it is told what they attend to.
+
+    Attributes:
+        request_id: vLLM's id.
+        num_tokens: How many of its last tokens are observed.
+        slots: Of all tokens of its sequence, `[num_tokens of the sequence]`.
+    """
+
+    request_id: str
+    num_tokens: int
+    slots: Slots
+
+
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
     """Work of the connector's worker side in one step, in this order.
@@ -75,6 +101,10 @@ class StepMetadata(KVConnectorMetadata):
         loads: Copies before the forward pass: tail tokens into the blocks of new requests.
         position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
             the tokens it computes in this step.
+        slot_offsets: The same of slots, `(num_tokens, slot's index - index)`, for requests whose
+            private tokens have an order of their own.
+        rows: What the tokens of these requests see.
+        observed: Probes whose last tokens are computed in this step.
         stores: Copies after the forward pass: kept tokens of modules to the front of their blocks.
         encoded: Modules whose encode ends with this step.
         is_verified: Whether to take their fingerprints.
@@ -83,7 +113,10 @@ class StepMetadata(KVConnectorMetadata):
     moves: list[HostMove | RelocationCopy] = field(default_factory=list)
     checks: list[ModuleBlocks] = field(default_factory=list)
     loads: SlotCopy | None = None
-    position_offsets: list[tuple[str, tuple[tuple[int, int], ...]]] = field(default_factory=list)
+    position_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
+    slot_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
+    rows: list[tuple[str, tuple[AttentionRow, ...]]] = field(default_factory=list)
+    observed: list[ObservedRequest] = field(default_factory=list)
     stores: SlotCopy | None = None
     encoded: list[ModuleBlocks] = field(default_factory=list)
     is_verified: bool = False
@@ -114,23 +147,33 @@ def module_blocks(module: StoredModule) -> ModuleBlocks:
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """What a worker has read from disk since its last report, and what it can do.
+    """What a worker has found out since its last report, and what it can do.
 
     Attributes:
         found: Key, tokens and blocks of modules that are in host memory now.
         absent: Keys of modules that are not there, or not valid.
         can_relocate: Whether the worker can rotate keys to other positions.
+        attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`.
     """
 
     found: list[tuple[bytes, int, int]]
     absent: list[bytes]
     can_relocate: bool = False
+    attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
-        """Joins the reports of two workers; an engine with a disk tier has one."""
+        """Joins the reports of two workers; an engine with a disk tier has one.
+
+        Each worker has seen its own heads, or layers.
+        """
         assert isinstance(other, WorkerReport)
         found, absent = self.found + other.found, self.absent + other.absent
-        return WorkerReport(found, absent, self.can_relocate and other.can_relocate)
+        both = self.attention.keys() | other.attention.keys()
+        attention = {
+            key: sum(report.attention[key] for report in (self, other) if key in report.attention)
+            for key in both
+        }
+        return WorkerReport(found, absent, self.can_relocate and other.can_relocate, attention)
 
 
 class StepBuilder:
@@ -191,7 +234,7 @@ class StepBuilder:
             for tail in span.tails(size)
         ]
         if modular.num_copied_tokens:
-            indexes = ranges([(modular.num_shared_blocks * size, modular.num_tail_tokens)])
+            indexes = ranges(modular.tail_ranges)
             self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
         if self._verify:
             self._metadata.checks += [module_blocks(module) for _, module in modular.mapped or ()]
@@ -210,8 +253,21 @@ class StepBuilder:
         start = request.num_computed_tokens
         offsets = modular.offsets.slices(start, num_tokens)
         self._metadata.position_offsets.append((modular.request_id, offsets))
-        if isinstance(modular, EncodeRequest) and start + num_tokens >= request.num_prompt_tokens:
-            self._end_encode(modular, block_ids_of(modular.request_id))
+        if modular.order is not None and (rows := modular.order.rows(start, num_tokens)):
+            slots = modular.order.slots.slices(start, num_tokens)
+            self._metadata.slot_offsets.append((modular.request_id, slots))
+            self._metadata.rows.append((modular.request_id, rows))
+        if isinstance(modular, InternalRequest) and start + num_tokens >= request.num_prompt_tokens:
+            self._end(modular, num_tokens, block_ids_of(modular.request_id))
+
+    def _end(self, internal: InternalRequest, num_tokens: int, block_ids: Sequence[int]) -> None:
+        if isinstance(internal, EncodeRequest):
+            self._end_encode(internal, block_ids)
+        if isinstance(internal, ProbeRequest):
+            num_observed = min(num_tokens, internal.num_observed)
+            slots = slots_of(block_ids, internal.slot_indexes, internal.block_size)
+            observed = ObservedRequest(internal.request_id, num_observed, slots)
+            self._metadata.observed.append(observed)
 
     def _end_encode(self, encode: EncodeRequest, block_ids: Sequence[int]) -> None:
         """Moves the kept tokens to the front of the encode's own blocks, which become the module's.

@@ -58,8 +58,9 @@ class Policy:
 
     @property
     def prompt_attributes(self) -> str:
-        """Attributes of the prompt, in PML."""
-        return _PROMPTS.get(self.base, "") + (f' repair="{self.repair}"' if self.repair else "")
+        """Attributes of the prompt, in PML; all but `default` say whether to repair."""
+        repair = self.repair or ("none" if self.base != "default" else "")
+        return _PROMPTS.get(self.base, "") + (f' repair="{repair}"' if repair else "")
 
 
 def read_policies(names: str) -> tuple[Policy, ...]:

@@ -68,13 +68,14 @@ class Runner:
     def _run(self, data: str, row: Row, policy: Policy, is_new: bool) -> Answer:
         pml, max_tokens = self._prepare(row, policy)
         explained = self._explain(pml, max_tokens)
-        num_encoded = self._encode(pml) if policy.reuse else 0
+        modules = self._encode(pml) if policy.reuse else []
         plain = self.log.get(data, row.id, PLAIN)
         first_token = plain.first_token if isinstance(plain, Answer) else None
         output, first_token_s = self._ask(pml, policy, max_tokens, first_token)
         logprobs = _first_logprobs(output)
         reference = first_token or FirstToken.of(logprobs)
-        num_module_tokens, num_recomputed = count_tokens(explained, policy, is_new=is_new)
+        num_reused = sum(module["tokens"] for module in modules)
+        num_module_tokens, num_recomputed = count_tokens(explained, num_reused, policy, is_new)
         return Answer(
             data=data,
             row=row.id,
@@ -84,7 +85,7 @@ class Runner:
             first_token_s=first_token_s,
             num_module_tokens=num_module_tokens,
             num_recomputed_tokens=num_recomputed,
-            num_encoded_tokens=num_encoded,
+            num_encoded_tokens=sum(m["tokens"] for m in modules if m["status"] == "encoded"),
             first_token=None if policy.reuse else reference,
         )
 
@@ -108,12 +109,12 @@ class Runner:
             )
         return explained
 
-    def _encode(self, pml: str) -> int:
-        """Makes all modules resident; returns how many tokens of them were encoded."""
+    def _encode(self, pml: str) -> list[dict[str, Any]]:
+        """Makes all modules resident; returns what the prompt reads of each."""
         with applied(_DETAIL):
             output = self._generate(pml, SamplingParams(max_tokens=1), reuse=True)
-        modules = (output.kv_transfer_params or {}).get("prompt_modules", [])
-        return sum(module["tokens"] for module in modules if module["status"] == "encoded")
+        modules: list[dict[str, Any]] = (output.kv_transfer_params or {}).get("prompt_modules", [])
+        return modules
 
     def _ask(
         self, pml: str, policy: Policy, max_tokens: int, first_token: FirstToken | None
@@ -141,17 +142,20 @@ def _first_logprobs(output: RequestOutput) -> dict[int, float]:
     return {token_id: logprob.logprob for token_id, logprob in steps[0].items()}
 
 
-def count_tokens(explained: Explanation, policy: Policy, *, is_new: bool) -> tuple[int, int]:
+def count_tokens(
+    explained: Explanation, num_reused: int, policy: Policy, is_new: bool
+) -> tuple[int, int]:
     """Tokens of modules, and how many of them are computed again.
 
     Args:
         explained: The prompt.
-        policy: What runs it.
+        num_reused: Tokens of modules that the engine says it read.
+        policy: What ran it.
         is_new: Whether the row before has other documents.
     """
     repeated = sum(len(part.token_ids) for part in explained.new if part.kind == "repeated")
-    num_tokens = sum(sum(module.reused) for module in explained.modules) + repeated
+    num_tokens = repeated + sum(sum(module.reused) for module in explained.modules)
     # No other combination can use the states of `exact`, so making them is recomputing.
     if not policy.reuse or (policy.is_for_one_prompt and is_new):
         return num_tokens, num_tokens
-    return num_tokens, repeated
+    return num_tokens, num_tokens - num_reused

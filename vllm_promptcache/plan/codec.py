@@ -7,6 +7,7 @@ request moves their bytes and nothing else.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.sequence import (
     KEY_BYTES,
+    Interleaving,
     ModuleSpan,
     ModuleSpec,
     Relocation,
@@ -26,7 +28,7 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 
 class ExactPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +57,8 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
         relocations: Modules that `sequence` reads at other places than where `modules` has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
         exact: What takes the place of `sequence` where it can.
+        attended: For each span of `sequence` how much it adds to the number of tokens that are
+            repaired by attention, see `core.query_repair`; 0 if none of its are; empty without.
     """
 
     version: int
@@ -64,6 +68,7 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
     relocations: tuple[Relocation, ...]
     siblings: bytes
     exact: ExactPlan | None = None
+    attended: tuple[int, ...] = ()
 
     @property
     def sibling_keys(self) -> list[bytes]:
@@ -89,10 +94,18 @@ def pack_plan(
     relocations: Sequence[Relocation] = (),
     siblings: bytes = b"",
     exact: ExactPlan | None = None,
+    attended: tuple[int, ...] = (),
 ) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
     plan = PackedPlan(
-        PLAN_VERSION, schema, sequence, tuple(modules), tuple(relocations), siblings, exact
+        version=PLAN_VERSION,
+        schema=schema,
+        sequence=sequence,
+        modules=tuple(modules),
+        relocations=tuple(relocations),
+        siblings=siblings,
+        exact=exact,
+        attended=attended,
     )
     return _encoder.encode(plan)
 
@@ -116,6 +129,10 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
     _require(origins <= packed, "the origin of a module is missing")
     packed |= {relocation.key for relocation in plan.relocations}
     _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
+    if plan.attended:
+        pairs = zip(plan.attended, plan.sequence.spans, strict=False)
+        _require(len(plan.attended) == len(plan.sequence.spans), "a repaired span is missing")
+        _require(all(0 <= num <= span.num_tokens for num, span in pairs), "bad repaired tokens")
     if plan.exact is not None:
         _check_exact(plan.exact, packed, num_prompt_tokens)
     return plan
@@ -166,6 +183,21 @@ def _check_sequence(sequence: SequencePlan) -> None:
     _check_spans(sequence.spans)
     _require(bool(sequence.position_runs), "no token is to be computed")
     _check_runs(sequence.position_runs)
+    if sequence.interleaving is not None:
+        _check_interleaving(sequence.interleaving, sequence.num_new_tokens)
+
+
+def _check_interleaving(interleaving: Interleaving, num_new_tokens: int) -> None:
+    tails, new, groups = interleaving.tails, interleaving.new, interleaving.groups
+    filled = sorted((*tails, *new), key=attrgetter("start"))
+    _check_runs(filled)
+    num_tokens = sum(run.num_tokens for run in filled)
+    _require(bool(filled) and filled[-1].end == num_tokens, "private tokens have gaps")
+    sizes = [run.num_tokens for run in new], [group.num_tokens for group in groups]
+    _require(sizes[0] == sizes[1], "new tokens between modules lack places")
+    _require(interleaving.num_new_tokens < num_new_tokens, "no new token is the last")
+    for group in groups:
+        _check_runs(group.visible)
 
 
 def _check_spans(spans: Iterable[ModuleSpan]) -> None:

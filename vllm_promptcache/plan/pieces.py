@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.plan.interleaving import placed_runs
 from vllm_promptcache.plan.sequence import Run
 
 
@@ -53,11 +54,5 @@ def pieces_of(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[Piece]:
         module: The module.
         kept: Indexes among its kept tokens, ascending.
     """
-    for run in kept:
-        first = 0
-        for positions in module.kept_position_runs:
-            start = max(run.start, first)
-            end = min(run.end, first + positions.num_tokens)
-            if start < end:
-                yield Piece(module, Run(start, end - start), positions.start + start - first)
-            first += positions.num_tokens
+    for run, start in placed_runs(module.kept_position_runs, kept):
+        yield Piece(module, run, start)

@@ -9,9 +9,16 @@ from typing import Literal, TypeAlias
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.codec import ExactPlan, pack_plan
+from vllm_promptcache.plan.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
 from vllm_promptcache.plan.pieces import pieces_of
 from vllm_promptcache.plan.runs import merge_runs, subtract_runs
-from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
+from vllm_promptcache.plan.sequence import (
+    Interleaving,
+    ModuleSpan,
+    Relocation,
+    Run,
+    SequencePlan,
+)
 
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
 
@@ -23,10 +30,13 @@ class PlannedModule:
     Attributes:
         layout: The module.
         reused: Indexes of the kept tokens that are reused, ascending.
+        num_attended: How many of them, on average over the prompt's modules, are computed again
+            because the prompt's end attends to them, see `core.query_repair`.
     """
 
     layout: ModuleLayout
     reused: tuple[Run, ...]
+    num_attended: int = 0
 
     @staticmethod
     def first(module: ModuleLayout, num_tokens: int) -> PlannedModule:
@@ -35,7 +45,7 @@ class PlannedModule:
 
     def without(self, runs: Iterable[Run]) -> PlannedModule:
         """The same module, of which some tokens are not reused."""
-        return PlannedModule(self.layout, subtract_runs(self.reused, runs))
+        return replace(self, reused=subtract_runs(self.reused, runs))
 
     @property
     def num_tokens(self) -> int:
@@ -59,6 +69,13 @@ class PlannedModule:
         if end == self.layout.num_kept_tokens:
             return self.layout.kept_position_runs[-1].end - 1
         return next(pieces_of(self.layout, [Run(end - 1, 1)])).start
+
+    @property
+    def placed(self) -> PlacedSpan:
+        """What the engine reads of it, and where that lies."""
+        return PlacedSpan(
+            self.span, tuple(placed_runs(self.layout.kept_position_runs, self.reused))
+        )
 
     def computed_again(self) -> Iterator[NewTokens]:
         """Its kept tokens that are not reused."""
@@ -162,9 +179,11 @@ def make_plan(
         exact: The plan that may take this one's place; see `PromptPlan.exact`.
     """
     ordered = sorted(new, key=attrgetter("start"))
+    position_runs = merge_runs(tokens.run for tokens in ordered)
+    modules, interleaving = _interleaved(modules, position_runs, block_size)
     reused = [planned for planned in modules if planned.num_tokens]
     spans = tuple(planned.span for planned in reused)
-    sequence = SequencePlan(spans, merge_runs(tokens.run for tokens in ordered))
+    sequence = SequencePlan(spans, position_runs, interleaving)
     return PromptPlan(
         schema=layout.name,
         modules=tuple(modules),
@@ -179,9 +198,33 @@ def make_plan(
             _relocations(reused),
             layout.siblings,
             None if exact is None else _pack_exact(exact),
+            _attended(reused),
         ),
         exact=exact,
     )
+
+
+def _attended(reused: Iterable[PlannedModule]) -> tuple[int, ...]:
+    counts = tuple(planned.num_attended for planned in reused)
+    return counts if any(counts) else ()
+
+
+def _interleaved(
+    modules: Sequence[PlannedModule], position_runs: Sequence[Run], block_size: int
+) -> tuple[Sequence[PlannedModule], Interleaving | None]:
+    """The modules, cut where new tokens stand between their own, and how both are put in order."""
+    last = max((planned.last_position for planned in modules if planned.reused), default=-1)
+    if position_runs[0].start > last:
+        return modules, None
+    placed = {id(planned): planned.placed for planned in modules if planned.reused}
+    inner = inner_runs(placed.values(), position_runs)
+    breaks = [run.start for run in inner]
+    placed = {key: found.cut(breaks) for key, found in placed.items()}
+    cut = [
+        replace(planned, reused=placed[id(planned)].span.runs) if planned.reused else planned
+        for planned in modules
+    ]
+    return cut, interleave(tuple(placed.values()), inner, block_size)
 
 
 def _pack_exact(plan: PromptPlan) -> ExactPlan:

@@ -6,7 +6,8 @@ again, behind all modules of the prompt, gives back part of that (CacheBlend, EP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 
 from vllm_promptcache.plan.prompt_plan import PlannedModule
@@ -19,7 +20,7 @@ def repaired(
 ) -> list[PlannedModule]:
     """Says what is still reused of each module.
 
-    The module at the lowest positions is left as it is: there is nothing that it has not seen.
+    A module is left as it is if it has seen all that lies before it.
 
     Args:
         modules: Modules of a prompt.
@@ -29,11 +30,42 @@ def repaired(
     repairs = [wanted or planned.layout.repair for planned in modules]
     if all(repair.kind == "none" for repair in repairs):
         return list(modules)
-    first = min((m for m in modules if m.reused), key=attrgetter("first_position"), default=None)
+    complete = _complete(modules)
+    asked = [p for p, repair in zip(modules, repairs, strict=True) if repair.kind == "query"]
+    factor = _factor(asked, complete)
     return [
-        planned if planned is first else planned.without(_left_out(planned, repair, block_size))
+        planned
+        if planned.layout.index in complete
+        else _repaired(planned, repair, block_size, factor)
         for planned, repair in zip(modules, repairs, strict=True)
     ]
+
+
+def _factor(asked: Sequence[PlannedModule], complete: Collection[int]) -> float:
+    """How many times a share of all tokens is that of the tokens that can be repaired."""
+    num_tokens = sum(p.num_tokens for p in asked)
+    return num_tokens / max(1, sum(p.num_tokens for p in asked if p.layout.index not in complete))
+
+
+def _complete(modules: Iterable[PlannedModule]) -> Collection[int]:
+    """Indexes of modules that were encoded behind all that lies before them."""
+    reused = sorted((m for m in modules if m.reused), key=attrgetter("first_position"))
+    complete, before = set(), set[int]()
+    for planned in reused:
+        if before <= {span.index for span in planned.layout.context}:
+            complete.add(planned.layout.index)
+        before.add(planned.layout.index)
+    return complete
+
+
+def _repaired(
+    planned: PlannedModule, repair: Repair, block_size: int, factor: float
+) -> PlannedModule:
+    if repair.kind == "query":
+        # Which ones, the engine chooses.
+        num_tokens = round(planned.num_tokens * repair.amount / 100 * factor)
+        return replace(planned, num_attended=min(num_tokens, planned.num_tokens))
+    return planned.without(_left_out(planned, repair, block_size))
 
 
 def _left_out(planned: PlannedModule, repair: Repair, block_size: int) -> list[Run]:
@@ -41,7 +73,7 @@ def _left_out(planned: PlannedModule, repair: Repair, block_size: int) -> list[R
     num_tokens = planned.num_tokens
     amount = min(repair.amount, num_tokens)
     match repair.kind:
-        case "none":
+        case "none" | "query":
             return []
         case "head":
             return [Run(0, amount)]

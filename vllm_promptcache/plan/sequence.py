@@ -86,6 +86,40 @@ class Relocation(msgspec.Struct, frozen=True, array_like=True, gc=False):
     shift: int
 
 
+class InnerTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """New tokens between which no module has a token, but behind which one has.
+
+    Attributes:
+        num_tokens: How many there are.
+        visible: Runs of shared blocks, by their index in the block table, that lie before them.
+    """
+
+    num_tokens: int
+    visible: tuple[Run, ...]
+
+
+class Interleaving(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a sequence with new tokens before module tokens lies in its private blocks.
+
+    There its tails and its new tokens follow each other by position. So what lies before a new
+    token is some of the shared blocks and a front part of the private ones, and it sees just that.
+
+    Attributes:
+        tails: Where the tails lie, as indexes from the first private token on, in their order.
+        new: The same for the tokens of all groups, in their order.
+        groups: The new tokens that lie before a module's, ascending.
+    """
+
+    tails: tuple[Run, ...]
+    new: tuple[Run, ...]
+    groups: tuple[InnerTokens, ...]
+
+    @property
+    def num_new_tokens(self) -> int:
+        """New tokens behind which a module has tokens."""
+        return sum(group.num_tokens for group in self.groups)
+
+
 class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
     """The cached part and the positions of the computed part of one sequence.
 
@@ -93,10 +127,12 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         spans: Modules whose KV the sequence reads, in the order of the block table.
         position_runs: Position ids of the new tokens, in the order in which they are computed
             (ascending); generated tokens go on from the last one + 1.
+        interleaving: None if all new tokens lie behind all modules.
     """
 
     spans: tuple[ModuleSpan, ...]
     position_runs: tuple[Run, ...]
+    interleaving: Interleaving | None = None
 
     @property
     def num_cached_tokens(self) -> int:

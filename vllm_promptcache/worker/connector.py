@@ -28,6 +28,7 @@ from vllm_promptcache.compat import (
     after_initialize_kv_cache,
     after_prepare_inputs,
     after_reload_weights,
+    split_attention_rows,
 )
 from vllm_promptcache.core.introspection import (
     PIN_UTILITY,
@@ -38,9 +39,9 @@ from vllm_promptcache.core.introspection import (
     prompt_module_store,
 )
 from vllm_promptcache.core.metrics import ModuleStats
-from vllm_promptcache.core.step import StepMetadata, WorkerReport
+from vllm_promptcache.core.step import StepMetadata, WorkerReport, find_step
 from vllm_promptcache.worker.module_worker import ModuleWorker
-from vllm_promptcache.worker.positions import apply_position_offsets
+from vllm_promptcache.worker.positions import observed_tokens, place_tokens
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -64,8 +65,8 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._worker: ModuleWorker
         self._kv_caches: dict[str, torch.Tensor]
         if role == KVConnectorRole.WORKER:
-            after_prepare_inputs(apply_position_offsets)
-            after_initialize_kv_cache(_bind_model)
+            after_prepare_inputs(_place_tokens)
+            after_initialize_kv_cache(_bind_runner)
             after_reload_weights(_forget_model)
         else:
             add_utility(STATUS_UTILITY, prompt_module_status)
@@ -101,9 +102,10 @@ class PromptModuleConnector(KVConnectorBase_V1):
         )
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        """Takes note of what the worker has read from disk."""
+        """Takes note of what the worker has read from disk, and of what probes have measured."""
         if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
             self._residency.tiers.fetched(report)
+            self._residency.probes.answer(report.attention)
 
     def get_kv_connector_stats(self) -> ModuleStats | None:
         """Returns what modules did in the last step."""
@@ -127,16 +129,24 @@ class PromptModuleConnector(KVConnectorBase_V1):
         """Takes note of the KV caches; the model follows."""
         self._kv_caches = kv_caches
 
-    def bind_model(self, model: torch.nn.Module) -> None:
-        """Makes copies and files ready, once the KV caches are registered."""
+    def bind_runner(self, runner: Any) -> None:
+        """Makes copies and files ready, once a model runner has its KV caches."""
+        model = runner.get_model()
         self._worker = ModuleWorker.create(self._vllm_config, self._kv_caches, model)
+        split_attention_rows(runner, self._worker.split_rows)
+
+    def place_tokens(self, runner: Any, scheduler_output: SchedulerOutput) -> None:
+        """Gives the tokens of a step their positions and slots, and what they see."""
+        if (step := find_step(scheduler_output.kv_connector_metadata)) is not None:
+            self._worker.split = place_tokens(runner, step)
+            self._worker.observe(observed_tokens(runner, step))
 
     def forget_model(self) -> None:
         """Takes note that the model has other weights now."""
         self._worker.forget_model()
 
     def build_connector_worker_meta(self) -> WorkerReport | None:
-        """Tells the scheduler what was read from disk."""
+        """Tells the scheduler what was read from disk, and what probes have measured."""
         return self._worker.report()
 
     def shutdown(self) -> None:
@@ -180,9 +190,14 @@ def _forget_model(worker: Any) -> None:
         connector.forget_model()
 
 
-def _bind_model(runner: Any) -> None:
+def _bind_runner(runner: Any) -> None:
     if (connector := _connector()) is not None:
-        connector.bind_model(runner.get_model())
+        connector.bind_runner(runner)
+
+
+def _place_tokens(runner: Any, scheduler_output: SchedulerOutput) -> None:
+    if (connector := _connector()) is not None:
+        connector.place_tokens(runner, scheduler_output)
 
 
 def _connector() -> PromptModuleConnector | None:

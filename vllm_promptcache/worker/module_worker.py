@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig
+from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
@@ -16,6 +20,8 @@ from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
+from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
@@ -31,14 +37,19 @@ class ModuleWorker:
         block_size: Slots a block.
         host: Modules in host memory.
         rotary: How the model rotates its keys; None if modules cannot be relocated.
+        probe: Measures attention; None if it cannot be measured.
+        split: How the requests of the step are split into rows of attention.
     """
 
     copier: SlotCopier
     block_size: int
     host: HostStore
     rotary: Rotary | None
+    probe: AttentionProbe | None = None
+    split: RowSplit | None = None
     _has_reported: bool = False
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
+    _attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -75,7 +86,8 @@ class ModuleWorker:
             )
         host = HostStore(copier, disk)
         rotary = Rotary.find(model, kv_caches)
-        return cls(copier, vllm_config.cache_config.block_size, host, rotary)
+        probe = AttentionProbe.create(layers, kv_caches, elements)
+        return cls(copier, vllm_config.cache_config.block_size, host, rotary, probe)
 
     def begin(self, step: StepMetadata) -> None:
         """Moves modules to and from host memory and to other places, in the order given; then
@@ -100,19 +112,41 @@ class ModuleWorker:
 
     def after_forward(self, step: StepMetadata) -> None:
         """Compacts modules whose encode has ended and fingerprints them. Mutates the cache."""
+        self.split = None  # vLLM also makes batches of its own, to warm up
+        if step.observed and self.probe is not None:
+            self._attention |= self.probe.take()
         self._copy(step.stores)
         for module in step.encoded:
             self.host.keep(module)
             if step.is_verified:
                 self._fingerprints[module.key] = self._fingerprint(module)
 
+    def split_rows(
+        self, batch: CommonAttentionMetadata, block_size: int
+    ) -> CommonAttentionMetadata | None:
+        """What attention is told of the step's batch, None for what vLLM has made.
+
+        Args:
+            batch: As vLLM made it; not changed.
+            block_size: Of the attention backend.
+        """
+        if self.split is None:
+            return None
+        return self.split.apply(batch, self.block_size // block_size)
+
+    def observe(self, observed: Sequence[ObservedTokens]) -> None:
+        """Measures what some of the step's tokens attend to, if that can be measured."""
+        if observed and self.probe is not None:
+            self.probe.start(observed)
+
     def report(self) -> WorkerReport | None:
-        """Tells what was read from disk and, once, what the worker can do; None if no news."""
+        """Tells what the worker found out and, once, what it can do; None if there is no news."""
         found, absent = self.host.take_read()
-        if not (found or absent) and self._has_reported:
+        attention, self._attention = self._attention, {}
+        if not (found or absent or attention) and self._has_reported:
             return None
         self._has_reported = True
-        return WorkerReport(found, absent, can_relocate=self.rotary is not None)
+        return WorkerReport(found, absent, self.rotary is not None, attention)
 
     def forget_model(self) -> None:
         """The model has other weights now: files are found and written for these."""

@@ -1,0 +1,115 @@
+"""What the tokens of a step see: requests whose new tokens stand between modules take several rows.
+
+vLLM's attention takes a batch of rows: some tokens, a block table, and how many tokens in it the
+last of them sees. A layer stores the keys and values of all tokens before any row reads them. So a
+request may be several rows of one step, each with the blocks that lie before its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata
+
+from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.slots import ranges
+
+Integers = npt.NDArray[np.int64]
+
+# What is not of one row each, and what vLLM works out when it is asked for.
+_OTHER = (
+    "query_start_loc",
+    "query_start_loc_cpu",
+    "slot_mapping",
+    "positions",
+    "_num_computed_tokens_cache",
+    "_token_to_req_indices_cache",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSplit:
+    """How the rows of a batch, one for each request, are split.
+
+    Attributes:
+        rows: By the number of a request in the batch, what its tokens see.
+    """
+
+    rows: Mapping[int, Sequence[AttentionRow]]
+
+    def apply(self, batch: CommonAttentionMetadata, blocks_each: int) -> CommonAttentionMetadata:
+        """The same batch with more rows; does not mutate it.
+
+        Args:
+            batch: As vLLM made it.
+            blocks_each: Blocks of the attention backend in one of the KV cache.
+        """
+        old_start = batch.query_start_loc_cpu.numpy().astype(np.int64)
+        sources, lengths = self._sources(np.diff(old_start))
+        device = batch.seq_lens.device
+        start = torch.from_numpy(np.concatenate(([0], lengths.cumsum())).astype(np.int32))
+        per_row = self._per_row(batch, torch.from_numpy(sources).to(device))
+        self._set_visible(per_row, batch, sources, blocks_each)
+        return replace(
+            batch,
+            **per_row,
+            query_start_loc=start.to(device),
+            query_start_loc_cpu=start,
+            num_reqs=len(sources),
+            max_query_len=int(lengths.max()),
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+
+    def _sources(self, old_lengths: Integers) -> tuple[Integers, Integers]:
+        """For each new row the old one that it is of, and its tokens."""
+        sources, lengths = [], []
+        for source, length in enumerate(old_lengths.tolist()):
+            parts = [row.num_tokens for row in self.rows.get(source, ())] or [length]
+            sources += [source] * len(parts)
+            lengths += parts
+        return np.array(sources), np.array(lengths)
+
+    def _per_row(
+        self, batch: CommonAttentionMetadata, sources: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """All that vLLM gives for each row, as copies with the new number of rows."""
+        values = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in _OTHER}
+        return {
+            name: value[sources.to(value.device)]
+            for name, value in values.items()
+            if isinstance(value, torch.Tensor) and len(value) == batch.num_reqs
+        }
+
+    def _set_visible(
+        self,
+        per_row: dict[str, torch.Tensor],
+        batch: CommonAttentionMetadata,
+        sources: Integers,
+        blocks_each: int,
+    ) -> None:
+        """Gives the rows of requests that are split their block tables and lengths."""
+        numbers = [number for source in self.rows for number in np.flatnonzero(sources == source)]
+        rows = list(chain.from_iterable(self.rows.values()))
+        visible = torch.tensor([row.num_visible for row in rows], dtype=torch.int32)
+        for name in ("seq_lens", "seq_lens_cpu_upper_bound"):
+            if (lengths := per_row.get(name)) is not None:
+                lengths[numbers] = visible.to(lengths.device, lengths.dtype)
+        table = per_row["block_table_tensor"]
+        index = _block_indexes(rows, blocks_each, table.shape[1])
+        table[numbers] = table[numbers].gather(1, torch.from_numpy(index).to(table.device))
+
+
+def _block_indexes(rows: Sequence[AttentionRow], blocks_each: int, width: int) -> Integers:
+    """For each place in the block table of each row, where its block is in the request's."""
+    indexes = np.zeros((len(rows), width), dtype=np.int64)
+    for row, index in zip(rows, indexes, strict=True):
+        runs = ((r.start * blocks_each, r.num_tokens * blocks_each) for r in row.blocks)
+        blocks = ranges(runs)[:width]
+        index[: len(blocks)] = blocks
+    return indexes
