@@ -74,12 +74,14 @@ class GroupPolicy(Policy):
         return f' layout="compact" {self.system.attributes}'
 
 
-PROMOTE = (("promote_after", 2),)
+REPAIR = ("repair", "query:15")
+PROMOTE = ("promote_after", 2)
 SYSTEMS = (
     System("plain, prefix cache", reuse=False),
     System("modules alone"),
-    System("promoted after 2", options=PROMOTE),
-    System("promoted after 2, any order", 'order="any"', options=PROMOTE),
+    System("repaired", options=(REPAIR,)),
+    System("repaired, promoted after 2", options=(REPAIR, PROMOTE)),
+    System("repaired, promoted after 2, any order", 'order="any"', options=(REPAIR, PROMOTE)),
     System("exact", 'encode="exact"'),
     System("exact, any order", 'encode="exact" order="any"'),
 )

@@ -16,7 +16,8 @@ A repair chooses tokens to compute again. The base may be left out and is then `
     deviation:R, query:R      the tokens whose keys and values of the second layer differ the most
                               from a prefill; those that the question attends to the most
     early-query:R             as query, but only by the first half of the layers
-    block-deviation:R, block-query:R, block-early-query:R
+    last:R                    as query, but by the last three tokens of the prompt
+    block-deviation:R, block-query:R, block-early-query:R, block-last:R
                               the same for whole blocks, by the sum over their tokens
     all                       every token (what is left is the error of the arithmetic)
 
@@ -102,10 +103,10 @@ def _choose(
             return Random(seed).sample(positions, budget)
         case "spread":
             return _spread(modules, amount)
-        case "deviation" | "query" | "early-query":
+        case "deviation" | "query" | "early-query" | "last":
             values = scores(kind)
             return sorted(positions, key=lambda position: -float(values[position]))[:budget]
-        case "block-deviation" | "block-query" | "block-early-query":
+        case "block-deviation" | "block-query" | "block-early-query" | "block-last":
             return _best_blocks(modules, scores(kind.removeprefix("block-")), budget)
     raise ValueError(f"unknown repair {kind!r}")
 

@@ -6,9 +6,9 @@
 
 Plain PyTorch, no engine: caches are put together by hand. A prompt is a root, modules (a row's
 documents) and a tail with the question. Each module has its keys and values from an encode that did
-not see the others. Repaired tokens are dropped from them and computed with the tail. As in the
-engine, the new tokens come after the cached ones: each sees all cached tokens, wherever these are,
-and the new ones up to itself. `reuse_policies` has the policies.
+not see the others. Repaired tokens are dropped from them and computed with the tail. Each new
+token sees all cached ones, wherever these are, and the new ones up to itself; with the option
+`causal` it sees what lies before it only, as in the engine. `reuse_policies` has the policies.
 
 A line is appended to the results for each row and policy; what is there already is not run again.
 """
@@ -16,7 +16,7 @@ A line is appended to the results for each row and policy; what is there already
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -33,6 +33,7 @@ from vllm_promptcache.evaluate.metrics import score
 from vllm_promptcache.evaluate.prompts import TASKS
 
 PLAIN = Policy("plain", "plain")
+NUM_LAST_TOKENS = 3
 
 
 class Study:
@@ -62,8 +63,12 @@ class Study:
         if (base, measure) not in self._scores:
             if measure == "deviation":
                 self._scores[base, measure] = self._deviation(base)
+            elif measure == "last":
+                end = len(self.prompt.token_ids)
+                last = range(end - NUM_LAST_TOKENS, end)
+                self._scores[base, measure] = self._attention(base, last).sum(dim=0)
             else:
-                by_layer = self._attention(base)
+                by_layer = self._attention(base, self.prompt.question)
                 self._scores[base, "query"] = by_layer.sum(dim=0)
                 self._scores[base, "early-query"] = by_layer[: len(by_layer) // 2].sum(dim=0)
         return self._scores[base, measure]
@@ -77,12 +82,12 @@ class Study:
         key, value = difference.sum(dim=(1, 3))
         return key / key.mean() + value / value.mean()
 
-    def _attention(self, base: str) -> torch.Tensor:
-        """Attention of the question's tokens over a base's cache, by layer, summed over heads."""
+    def _attention(self, base: str, tokens: Iterable[int]) -> torch.Tensor:
+        """Attention of some tokens over a base's cache, by layer, summed over heads."""
         prompt = self.prompt
         # The cache is encoded now if it was not yet, because encodes are not to be observed.
         num_layers = len(self.cache(base))
-        rows = [token - prompt.num_reused for token in prompt.question]
+        rows = [token - prompt.num_reused for token in tokens]
         with self.reader.attention.observe(rows, num_layers, len(prompt.token_ids)) as total:
             self.read(Policy("query", base), [])
         return total

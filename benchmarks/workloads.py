@@ -44,10 +44,11 @@ class Documents:
         )
         return f'<schema name="documents"><user>{modules}</user></schema>'
 
-    def prompt(self, order: list[int], question: str) -> str:
+    def prompt(self, order: list[int], question: str, *, repair: str = "none") -> str:
         """A prompt in PML that imports the documents in `order`."""
         imports = "".join(f"<doc{i}/>" for i in order)
-        return f'<prompt schema="documents">{imports}<user>{question}</user></prompt>'
+        text = f"{imports}<user>{question}</user>"
+        return f'<prompt schema="documents" repair="{repair}">{text}</prompt>'
 
     def plain(self, order: list[int], question: str) -> str:
         """About the same prompt without markup."""

@@ -49,10 +49,12 @@ class PromptModulesConfig:
     answers equal those of a plain prefill, and only prompts that begin with the same modules share
     them)."""
 
-    repair: str = "none"
+    repair: str = "query:15"
     """Which tokens of reused modules each prompt computes again, where neither it nor its schema
-    says: `none`, the first (`head:16`) or last (`tail:16`) tokens of every module but the first, or
-    a share of them in percent (`spread:15`)."""
+    says: a share of them in percent, those that its end attends to most (`query:15`, after a first
+    pass that finds out), or spread evenly (`spread:15`); the first (`head:16`) or last (`tail:16`)
+    of each module; or `none`, which is fastest and furthest from a plain prefill. Modules that were
+    encoded behind all that lies before them are left as they are."""
 
     profile: str | None = None
     """File that `python -m vllm_promptcache.calibrate` has written. It says `encode` and `repair`;

@@ -127,7 +127,8 @@ def serve(
     connection: Connection, model: str, options: dict[str, Any], rounds: Iterable[int]
 ) -> None:
     """An engine's process: serves the fixed set, then the other rounds, and tells of each."""
-    llm = LLM(model, prompt_modules=options, **(ENGINE_ARGS | SMALL_ENGINE))
+    modules = {"repair": "none"} | options
+    llm = LLM(model, prompt_modules=modules, **(ENGINE_ARGS | SMALL_ENGINE))
     for number in chain((FIXED_ROUND,), rounds):
         connection.send(serve_round(llm, number))
 

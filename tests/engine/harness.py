@@ -42,8 +42,12 @@ ENGINE_ARGS = {
 
 @contextmanager
 def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
-    """Starts an engine with `ENGINE_ARGS` and `engine_args`, and takes all of it down again."""
-    llm = LLM(str(model), **(ENGINE_ARGS | engine_args))
+    """Starts an engine with `ENGINE_ARGS` and `engine_args`, and takes all of it down again.
+
+    Modules are not repaired unless `engine_args` say so.
+    """
+    modules = {"repair": "none"} | engine_args.pop("prompt_modules", {})
+    llm = LLM(str(model), **(ENGINE_ARGS | engine_args | {"prompt_modules": modules}))
     try:
         yield llm
     finally:
@@ -234,7 +238,7 @@ class Agreement:
             The differences of PML prompts, and those of plain prompts that ran beside them.
         """
         schemas = self.add_schemas(num_random_schemas)
-        maker = CaseMaker(seed, self.explain, ClientError)
+        maker = CaseMaker(seed, self.explain, ClientError, attended=0.2)
         modular, plain = Tally(self.tolerance), Tally(self.tolerance)
         rng = Random(seed)
         in_turn = cycle(schemas)

@@ -36,13 +36,15 @@ def running_server(
     """Serves `model` with the schemas of a folder, and yields the server's address.
 
     Args:
-        options: More of the command line.
+        options: More of the command line; modules are not repaired unless it says so.
         env: More of the environment.
     """
     port = free_port()
     command = [*VLLM, "serve", str(model), "--served-model-name", MODEL_NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), *ENGINE_OPTIONS, *options]
     command += ["--enable-prompt-modules", "--prompt-schemas", str(schemas)]
+    if "--prompt-modules-repair" not in options:
+        command += ["--prompt-modules-repair", "none"]
     path = schemas / "server.log"
     with path.open("w") as log:
         server = subprocess.Popen(

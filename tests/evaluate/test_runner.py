@@ -21,6 +21,7 @@ EXPLAINED = Explanation(
     num_tokens=14,
     num_cached_tokens=11,
     num_new_tokens=3,
+    num_attended_tokens=0,
     next_position=14,
     modules=(
         module("", True, True, True, True),

@@ -34,6 +34,8 @@ class CaseMaker:
         seed: The same seed and the same planner give the same cases.
         explain: Returns the plan of a prompt as a dictionary.
         refusal: What `explain` and `add` raise where a document is refused.
+        attended: How likely a prompt is to be repaired by attention, where it does not say
+            anything else; which tokens that are, no plan can tell.
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class CaseMaker:
         seed: int,
         explain: Callable[[str], dict[str, Any]],
         refusal: type[Exception],
+        attended: float = 0.0,
     ) -> None:
         self._rng = Random(seed)
         self._explain = explain
         self._refusal = refusal
+        self._attended = attended
         self.refusals: Counter[str] = Counter()
 
     @property
@@ -58,7 +62,14 @@ class CaseMaker:
 
     def prompt(self, schema: Schema) -> Case:
         """Returns a random prompt for a schema that was added."""
-        return self._retry(lambda: self._explained(random_prompt(self._rng, schema)))
+        return self._retry(lambda: self._explained(self._prompt(schema)))
+
+    def _prompt(self, schema: Schema) -> str:
+        pml = random_prompt(self._rng, schema)
+        if self._rng.random() >= self._attended or " repair=" in pml.partition(">")[0]:
+            return pml
+        share = self._rng.randint(1, 100)
+        return pml.replace("<prompt ", f'<prompt repair="query:{share}" ', 1)
 
     def _added(self, schema: Schema, add: Callable[[str], Any]) -> Schema:
         add(schema.pml)

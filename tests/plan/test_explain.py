@@ -40,6 +40,7 @@ def test_keys_and_types_are_those_of_the_format() -> None:
         "num_tokens",
         "num_cached_tokens",
         "num_new_tokens",
+        "num_attended_tokens",
         "next_position",
         "modules",
         "new",

@@ -8,8 +8,8 @@ from pathlib import Path
 from vllm_promptcache.evaluate.arguments import add_engine_arguments
 
 CANDIDATES = (
-    "isolated,anchored,isolated+tail:16,anchored+tail:16,isolated+spread:15,anchored+spread:15,"
-    "isolated+head:16"
+    "isolated,anchored,anchored+head:16,isolated+query:15,anchored+query:15,isolated+query:30,"
+    "anchored+query:30"
 )
 _EPILOG = """\
 A policy passes if the mean score of its answers is at most --tolerance points (of 100) below that

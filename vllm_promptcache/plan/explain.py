@@ -67,14 +67,16 @@ class Explanation:
     """All tokens of a prompt with their positions.
 
     To compute the prompt by hand: run each module's `token_ids` at `position_ids` behind its
-    `context`, keep the KV where `kept`; run all `new` tokens together behind the `reused` KV of all
-    modules, causal among themselves.
+    `context`, keep the KV where `kept`; run all `new` tokens by position behind the `reused` KV of
+    all modules, where each sees what lies before it.
 
     Attributes:
         schema: Name of the prompt's schema.
         num_tokens: Length of the prompt.
         num_cached_tokens: Tokens whose KV is reused.
         num_new_tokens: Tokens that are computed.
+        num_attended_tokens: About how many of the reused ones the engine computes again all the
+            same, because the prompt's end attends to them: it finds out when it runs the prompt.
         next_position: Position of the first generated token.
         modules: The root, even without tokens, then the imported cached modules in the order of
             the block table. Empty where nothing is reused (`baseline`).
@@ -85,6 +87,7 @@ class Explanation:
     num_tokens: int
     num_cached_tokens: int
     num_new_tokens: int
+    num_attended_tokens: int
     next_position: int
     modules: tuple[ExplainedModule, ...]
     new: tuple[ExplainedTokens, ...]
@@ -98,6 +101,7 @@ class Explanation:
             num_tokens=plan.num_tokens,
             num_cached_tokens=plan.num_cached_tokens,
             num_new_tokens=plan.num_new_tokens,
+            num_attended_tokens=sum(item.num_attended for item in plan.modules),
             next_position=plan.next_position,
             modules=tuple(_module(item, places, plan.block_size) for item in plan.modules),
             new=tuple(map(_new, plan.new)),
