@@ -78,7 +78,7 @@ class PromptModulesConfig:
     dir_size: float = Field(default=20, gt=0)
     """GiB that the files in this folder may take, about; those not used longest are deleted."""
 
-    promote_after: int = Field(default=0, ge=0)
+    promote_after: int = Field(default=2, ge=0)
     """After so many prompts with the same modules, encode these behind each other while the engine
     has nothing else to do; from then on such prompts equal a plain prefill. 0 is for never."""
 

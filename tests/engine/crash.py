@@ -33,7 +33,7 @@ prepare_environment()
 # Imported before the fork: each engine's process would need seconds for it.
 from safetensors import safe_open  # noqa: E402
 
-from tests.engine.harness import ENGINE_ARGS, greedy, scheduler_of  # noqa: E402
+from tests.engine.harness import ENGINE_ARGS, MODULES_ALONE, greedy, scheduler_of  # noqa: E402
 from tests.families import LLAMA  # noqa: E402
 from tests.generators import random_text  # noqa: E402
 from tests.reference.compare import TOLERANCE  # noqa: E402
@@ -127,7 +127,7 @@ def serve(
     connection: Connection, model: str, options: dict[str, Any], rounds: Iterable[int]
 ) -> None:
     """An engine's process: serves the fixed set, then the other rounds, and tells of each."""
-    modules = {"repair": "none"} | options
+    modules = MODULES_ALONE | options
     llm = LLM(model, prompt_modules=modules, **(ENGINE_ARGS | SMALL_ENGINE))
     for number in chain((FIXED_ROUND,), rounds):
         connection.send(serve_round(llm, number))

@@ -30,6 +30,7 @@ BATCH_SIZE = 8
 SCHEMAS_A_BATCH = 3
 SCHEMA_SEED = 0
 DETAIL = RequestOptions(prompt_modules=PromptModules(detail=True))
+MODULES_ALONE = {"repair": "none", "promote_after": 0}
 ENGINE_ARGS = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -44,9 +45,9 @@ ENGINE_ARGS = {
 def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
     """Starts an engine with `ENGINE_ARGS` and `engine_args`, and takes all of it down again.
 
-    Modules are not repaired unless `engine_args` say so.
+    Modules are neither repaired nor promoted unless `engine_args` say so.
     """
-    modules = {"repair": "none"} | engine_args.pop("prompt_modules", {})
+    modules = MODULES_ALONE | engine_args.pop("prompt_modules", {})
     llm = LLM(str(model), **(ENGINE_ARGS | engine_args | {"prompt_modules": modules}))
     try:
         yield llm
@@ -114,10 +115,10 @@ def noted_requests(llm: LLM) -> Mapping[str, ModularRequest]:
 
 def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> dict[str, Any]:
     """The plan of a prompt as the engine has repaired it; as it is if that was not asked for."""
-    if modular is None or modular.spans is None:
+    if modular is None or modular.span_numbers is None:
         return explanation
     read = [number for number, m in enumerate(explanation["modules"]) if any(m["reused"])]
-    spans = dict(zip(modular.spans, modular.sequence.spans, strict=True))
+    spans = dict(zip(modular.span_numbers, modular.sequence.spans, strict=True))
     modules, new = list(explanation["modules"]), list(explanation["new"])
     for number, index in enumerate(read):
         module, span = modules[index], spans.get(number)

@@ -22,6 +22,7 @@ ENGINE_OPTIONS = [
 ]
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
 MODEL_NAME = "smol"
+MODULES_ALONE = {"--prompt-modules-repair": "none", "--prompt-modules-promote-after": "0"}
 
 
 def environment() -> dict[str, str]:
@@ -36,15 +37,16 @@ def running_server(
     """Serves `model` with the schemas of a folder, and yields the server's address.
 
     Args:
-        options: More of the command line; modules are not repaired unless it says so.
+        options: More of the command line; modules are neither repaired nor promoted unless it
+            says so.
         env: More of the environment.
     """
     port = free_port()
     command = [*VLLM, "serve", str(model), "--served-model-name", MODEL_NAME]
     command += ["--host", "127.0.0.1", "--port", str(port), *ENGINE_OPTIONS, *options]
     command += ["--enable-prompt-modules", "--prompt-schemas", str(schemas)]
-    if "--prompt-modules-repair" not in options:
-        command += ["--prompt-modules-repair", "none"]
+    for option, value in MODULES_ALONE.items():
+        command += [] if option in options else [option, value]
     path = schemas / "server.log"
     with path.open("w") as log:
         server = subprocess.Popen(

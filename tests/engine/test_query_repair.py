@@ -169,7 +169,7 @@ def test_prompts_in_a_batch_are_repaired_each_for_itself(llm: LLM, reference: Re
     tally = Tally(TOLERANCE)
     for pml, output in zip(prompts, outputs, strict=True):
         after = as_repaired(llm.explain(pml).to_dict(), requests[output.request_id])
-        assert requests[output.request_id].spans is not None
+        assert requests[output.request_id].span_numbers is not None
         tally.add(pml, difference(reference, output, after))
     assert not tally.wrong, tally
 

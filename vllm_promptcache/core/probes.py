@@ -100,7 +100,7 @@ class Probes:
         if repaired.sequence.num_blocks(num_tokens, asker.block_size) > self.max_blocks:
             self._leave_as_it_is(asker, "it would not fit the KV cache")
             return
-        asker.follow(repaired.sequence, repaired.spans)
+        asker.follow(repaired.sequence, repaired.span_numbers)
         reorder_prompt(asker.request, repaired.token_ids)
         set_block_hasher(asker.request, PrivateBlockHasher(asker))
 

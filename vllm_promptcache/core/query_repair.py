@@ -15,21 +15,17 @@ import numpy.typing as npt
 
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.slots import ranges
-from vllm_promptcache.plan.interleaving import (
-    PlacedSpan,
-    inner_runs,
-    interleave,
-    placed_runs,
-)
+from vllm_promptcache.plan.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
 from vllm_promptcache.plan.sequence import ModuleSpan, Run, SequencePlan
 
 Integers = npt.NDArray[np.int64]
-# Tokens are repaired by so many, so that most blocks are still mapped by reference.
-CHUNK_SIZE = 16
-_FAR = 1 << 32
-
 Attention = npt.NDArray[np.float32]
 Chosen = npt.NDArray[np.bool_]
+
+# Tokens are repaired by so many, so that most blocks are still mapped by reference.
+CHUNK_SIZE = 16
+# Chunks are numbered from span to span with such gaps that those of different spans differ.
+_CHUNKS_A_SPAN = 1 << 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +82,12 @@ class Repaired:
 
     Attributes:
         sequence: What it reads and computes.
-        spans: For each span of it, its number in the sequence that it was made from.
+        span_numbers: For each span of it, its number in the sequence that it was made from.
         token_ids: The prompt's tokens in its order.
     """
 
     sequence: SequencePlan
-    spans: list[int]
+    span_numbers: list[int]
     token_ids: list[int]
 
 
@@ -107,8 +103,7 @@ def most_attended(modular: ModularRequest, attention: Attention) -> Chosen:
     counts = modular.attended
     ordered = _in_table(modular.sequence.spans, modular.block_size)
     is_candidate = np.concatenate([np.full(len(kept), counts[at] > 0) for at, kept in ordered])
-    # Spans have numbers so far apart that chunks of different ones differ.
-    numbers = [at * _FAR + kept // CHUNK_SIZE for at, kept in ordered]
+    numbers = [at * _CHUNKS_A_SPAN + kept // CHUNK_SIZE for at, kept in ordered]
     chunks, of_token = np.unique(np.concatenate(numbers)[is_candidate], return_inverse=True)
     sums = np.bincount(of_token, weights=attention[is_candidate])
     sizes = np.bincount(of_token)

@@ -42,7 +42,8 @@ class ModularRequest:
         exact_paths: Paths of the modules it reads where they were promoted; else the plan's hold.
         attended: As the plan has it; empty if nothing is to be repaired by attention, or once it
             was chosen.
-        spans: For each span its number in the plan, where some were left out for repair.
+        span_numbers: For each span its number in the plan, once the prompt was repaired: a span of
+            which nothing is left is not read.
         has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it.
     """
@@ -61,7 +62,7 @@ class ModularRequest:
     since: float = field(default_factory=time.monotonic)
     exact_paths: list[str] | None = None
     attended: Sequence[int] = ()
-    spans: list[int] | None = None
+    span_numbers: list[int] | None = None
     has_waited: bool = False
     offsets: IndexOffsets = field(init=False)
     num_shared_blocks: int = field(init=False)
@@ -86,14 +87,9 @@ class ModularRequest:
     def __post_init__(self) -> None:
         self._lay_out()
 
-    def follow(self, sequence: SequencePlan, spans: list[int]) -> None:
-        """Reads and computes what a repaired sequence says; only before it is admitted.
-
-        Args:
-            sequence: What takes the place of its own.
-            spans: For each span of that, its number in the sequence of the plan.
-        """
-        self.sequence, self.spans, self.attended = sequence, spans, ()
+    def follow(self, sequence: SequencePlan, span_numbers: list[int]) -> None:
+        """Reads and computes what a repaired sequence says; only before it is admitted."""
+        self.sequence, self.span_numbers, self.attended = sequence, span_numbers, ()
         self._lay_out()
 
     def _lay_out(self) -> None:

@@ -33,8 +33,8 @@ def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
         return None
     if modular.exact_paths is not None:
         paths = modular.exact_paths
-    elif modular.spans is not None:
-        paths = [paths[number] for number in modular.spans]
+    elif modular.span_numbers is not None:
+        paths = [paths[number] for number in modular.span_numbers]
     return [
         {
             "path": path,

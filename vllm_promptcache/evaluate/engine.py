@@ -87,6 +87,8 @@ def _start(options: EngineOptions) -> LLM:
             dtype=options.dtype,
             max_model_len=options.max_model_len,
             kv_cache_memory_bytes=options.kv_cache_bytes,
+            # Each policy is to answer each row, not an exact prompt that the last one has left.
+            prompt_modules={"promote_after": 0},
             enforce_eager=True,
             max_logprobs=NUM_TOKENS,
             disable_log_stats=False,
