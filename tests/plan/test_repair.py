@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.plan.planning import Prompts
+from vllm_promptcache.plan.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5 a6 a7 a8 a9 a10</module>
     <module name="b"{}>b1 b2 b3 b4 b5 b6 b7 b8 b9</module>"""
@@ -59,3 +60,30 @@ def test_blocks_around_a_repaired_one_are_read_by_reference() -> None:
     plan = prompts.planner.plan('<prompt schema="s" repair="head:4"><a/> end</prompt>')
     text = prompts.words.text(plan.prompt_token_ids)
     assert text == "a5 a6 a7 a8 a9 a10 a11 a12 r a1 a2 a3 a4 end"
+
+
+def attended(prompts: Prompts, text: str, share: int) -> tuple[int, ...]:
+    """For each module that is read, how much it adds to the tokens repaired by attention."""
+    pml = f'<prompt schema="s" repair="query:{share}"><a/><b/> {text}</prompt>'
+    plan = prompts.planner.plan(pml)
+    return unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens).attended
+
+
+def test_the_share_of_all_tokens_is_taken_from_modules_that_have_not_seen_all() -> None:
+    # The root's two tokens, ten and nine.
+    assert attended(Prompts(MODULES.format("")), "end", 20) == (0, 2, 2)
+    # Behind the root alone, `a` has seen all there is.
+    anchored = Prompts(MODULES.format(""), 'encode="anchored"')
+    assert attended(anchored, "end", 20) == (0, 0, 4)
+    assert attended(anchored, "end", 100) == (0, 0, 9)
+    assert attended(Prompts(MODULES.format(' repair="none"')), "end", 20) == (0, 2, 2)
+
+
+def test_a_module_without_its_last_token_has_one_less_to_repair() -> None:
+    # Without text, the last token of `b` is computed for its logits.
+    assert attended(Prompts(MODULES.format("")), "", 100) == (0, 10, 8)
+
+
+def test_by_default_nothing_is_repaired_by_attention() -> None:
+    plan = Prompts(MODULES.format("")).planner.plan('<prompt schema="s"><a/><b/> end</prompt>')
+    assert unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens).attended == ()

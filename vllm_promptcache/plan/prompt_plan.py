@@ -45,7 +45,8 @@ class PlannedModule:
 
     def without(self, runs: Iterable[Run]) -> PlannedModule:
         """The same module, of which some tokens are not reused."""
-        return replace(self, reused=subtract_runs(self.reused, runs))
+        rest = replace(self, reused=subtract_runs(self.reused, runs))
+        return replace(rest, num_attended=min(self.num_attended, rest.num_tokens))
 
     @property
     def num_tokens(self) -> int:

@@ -132,7 +132,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
     def bind_runner(self, runner: Any) -> None:
         """Makes copies and files ready, once a model runner has its KV caches."""
         model = runner.get_model()
-        self._worker = ModuleWorker.create(self._vllm_config, self._kv_caches, model)
+        self._worker = ModuleWorker.create(runner.vllm_config, self._kv_caches, model)
         split_attention_rows(runner, self._worker.split_rows)
 
     def place_tokens(self, runner: Any, scheduler_output: SchedulerOutput) -> None:
