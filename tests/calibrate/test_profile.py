@@ -104,7 +104,8 @@ def test_a_model_without_config_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_profile_stands_for_encode_and_repair() -> None:
-    assert PromptModulesConfig.parse({"profile": "p.json", "repair": "none"}).profile == "p.json"
-    for option in ({"encode": "isolated"}, {"repair": "tail:16"}):
+    default = PromptModulesConfig().repair
+    assert PromptModulesConfig.parse({"profile": "p.json", "repair": default}).profile == "p.json"
+    for option in ({"encode": "isolated"}, {"repair": "none"}):
         with pytest.raises(UnsupportedError, match=r"'profile': .*so leave these out"):
             PromptModulesConfig.parse({"profile": "p.json", **option})

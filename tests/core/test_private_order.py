@@ -11,7 +11,7 @@ from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.private_order import PrivateOrder
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.core.step import StepBuilder
+from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import ExactPlan, pack_module, pack_plan, unpack_plan
 from vllm_promptcache.plan.sequence import (

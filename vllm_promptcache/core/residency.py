@@ -23,7 +23,8 @@ from vllm_promptcache.core.request import (
     ModularRequest,
     ProbeRequest,
 )
-from vllm_promptcache.core.step import StepBuilder, StepMetadata
+from vllm_promptcache.core.step import StepMetadata
+from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError

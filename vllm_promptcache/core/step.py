@@ -1,8 +1,7 @@
-"""What the scheduler tells the workers about one step, and how it is put together."""
+"""What the scheduler tells the workers about one step, and what they tell it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -15,13 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorMetadata
 
 from vllm_promptcache.core.private_order import AttentionRow
-from vllm_promptcache.core.request import (
-    EncodeRequest,
-    InternalRequest,
-    ModularRequest,
-    ProbeRequest,
-)
-from vllm_promptcache.core.slots import SlotCopy, Slots, ranges, slots_of
+from vllm_promptcache.core.slots import SlotCopy, Slots
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import StoredModule
 
@@ -174,122 +167,3 @@ class WorkerReport(KVConnectorWorkerMetadata):
             for key in both
         }
         return WorkerReport(found, absent, self.can_relocate and other.can_relocate, attention)
-
-
-class StepBuilder:
-    """Collects the work of the step that is being scheduled.
-
-    Args:
-        verify: Also let the workers compare each module's KV with its fingerprint.
-    """
-
-    def __init__(self, *, verify: bool) -> None:
-        self._verify = verify
-        self._metadata = StepMetadata(is_verified=verify)
-        self._loads: list[SlotCopy] = []
-        self._stores: list[SlotCopy] = []
-
-    def save(self, module: StoredModule, drops: Sequence[bytes]) -> None:
-        """Keeps a module in host memory that is leaving the KV cache; `drops` leave for it."""
-        self.drop(drops)
-        self._metadata.moves.append(HostMove("save", module_blocks(module)))
-
-    def restore(self, module: StoredModule) -> None:
-        """Fills the blocks of a module from host memory, before any request reads them."""
-        self._metadata.moves.append(HostMove("restore", module_blocks(module)))
-
-    def relocate(
-        self, source: StoredModule, target: StoredModule, kept: Sequence[Run], shift: int
-    ) -> None:
-        """Makes a module of one at another place, before any request reads it."""
-        copy = RelocationCopy(module_blocks(source), module_blocks(target), tuple(kept), shift)
-        self._metadata.moves.append(copy)
-
-    def fetch(self, key: bytes) -> None:
-        """Begins to read a module from disk into host memory."""
-        self._metadata.moves.append(HostMove("fetch", ModuleBlocks(key, (), 0)))
-
-    def drop(self, keys: Sequence[bytes]) -> None:
-        """Forgets modules in host memory."""
-        self._metadata.moves += [HostMove("drop", ModuleBlocks(key, (), 0)) for key in keys]
-
-    def forget_host(self) -> None:
-        """Forgets all modules in host memory."""
-        self._metadata.moves.append(HostMove("clear", None))
-
-    def admit(self, modular: ModularRequest, block_ids: Sequence[int]) -> None:
-        """Copies the tails of the request's modules behind its shared blocks.
-
-        Nothing keeps the sources from being reused in this very step; that is safe because the
-        workers read all sources before they write anything.
-
-        Args:
-            modular: A request whose modules are mapped.
-            block_ids: Its block table, the shared blocks first.
-        """
-        size = modular.block_size
-        tails = [
-            (module.blocks[tail.start // size].block_id * size + tail.start % size, tail.num_tokens)
-            for span, module in modular.mapped or ()
-            for tail in span.tails(size)
-        ]
-        if modular.num_copied_tokens:
-            indexes = ranges(modular.tail_ranges)
-            self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
-        if self._verify:
-            self._metadata.checks += [module_blocks(module) for _, module in modular.mapped or ()]
-
-    def compute(
-        self, modular: ModularRequest, num_tokens: int, block_ids_of: Callable[[str], list[int]]
-    ) -> None:
-        """Positions of the next `num_tokens` tokens of the request; the end of an encode.
-
-        Args:
-            modular: A request that is scheduled in this step.
-            num_tokens: Tokens it computes in the step.
-            block_ids_of: Returns the block table of a request id.
-        """
-        request = modular.request
-        start = request.num_computed_tokens
-        offsets = modular.offsets.slices(start, num_tokens)
-        self._metadata.position_offsets.append((modular.request_id, offsets))
-        if modular.order is not None and (rows := modular.order.rows(start, num_tokens)):
-            slots = modular.order.slots.slices(start, num_tokens)
-            self._metadata.slot_offsets.append((modular.request_id, slots))
-            self._metadata.rows.append((modular.request_id, rows))
-        if isinstance(modular, InternalRequest) and start + num_tokens >= request.num_prompt_tokens:
-            self._end(modular, num_tokens, block_ids_of(modular.request_id))
-
-    def _end(self, internal: InternalRequest, num_tokens: int, block_ids: Sequence[int]) -> None:
-        if isinstance(internal, EncodeRequest):
-            self._end_encode(internal, block_ids)
-        if isinstance(internal, ProbeRequest):
-            num_observed = min(num_tokens, internal.num_observed)
-            slots = slots_of(block_ids, internal.slot_indexes, internal.block_size)
-            observed = ObservedRequest(internal.request_id, num_observed, slots)
-            self._metadata.observed.append(observed)
-
-    def _end_encode(self, encode: EncodeRequest, block_ids: Sequence[int]) -> None:
-        """Moves the kept tokens to the front of the encode's own blocks, which become the module's.
-
-        In place: the kept tokens never lie before their targets, and sources are read first.
-        """
-        size, first = encode.block_size, encode.num_shared_blocks * encode.block_size
-        encode.written_blocks = list(encode.module_blocks(block_ids))
-        if encode.needs_compaction:
-            own = encode.sequence.num_cached_tokens
-            kept = ranges([(own + run.start, run.num_tokens) for run in encode.spec.kept_runs])
-            targets = ranges([(first, encode.spec.num_kept_tokens)])
-            self._stores.append(
-                SlotCopy(slots_of(block_ids, kept, size), slots_of(block_ids, targets, size))
-            )
-        blocks = tuple(encode.written_blocks)
-        self._metadata.encoded.append(ModuleBlocks(encode.key, blocks, encode.spec.num_kept_tokens))
-
-    def take(self) -> StepMetadata:
-        """Returns the collected work and starts with an empty step."""
-        metadata, self._metadata = self._metadata, StepMetadata(is_verified=self._verify)
-        metadata.loads = SlotCopy.concatenate(self._loads)
-        metadata.stores = SlotCopy.concatenate(self._stores)
-        self._loads, self._stores = [], []
-        return metadata

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 from vllm_promptcache.compat import before_allocation, has_empty_blocks
 from vllm_promptcache.core.request import ModularRequest
-from vllm_promptcache.core.step import StepBuilder, WorkerReport
+from vllm_promptcache.core.step import WorkerReport
+from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.store import (
     DiskTier,
