@@ -27,13 +27,13 @@ def in_process(run: Callable[..., T], *args: Any, **options: Any) -> T:
 def inspected_engine(model: str, **options: Any) -> Any:
     """Starts an engine in this process, so that its counters can be looked at.
 
-    Modules are not repaired unless `options` say so: what is measured is the parts.
+    Modules are neither repaired nor promoted unless `options` say so: the parts are measured.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_promptcache import LLM
 
-    modules = {"repair": "none"} | options.pop("prompt_modules", {})
+    modules = {"repair": "none", "promote_after": 0} | options.pop("prompt_modules", {})
     defaults = {"enforce_eager": True, "disable_log_stats": True}
     return LLM(model, **(defaults | options | {"prompt_modules": modules}))
 

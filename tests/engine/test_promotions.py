@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.harness import (
     DETAIL,
+    counted_tokens,
     greedy,
     idle,
     modules_only,
@@ -41,9 +42,13 @@ def llm(smollm2: Path) -> Iterator[LLM]:
         yield llm
 
 
+def prompt_of(question: str, modules: str) -> str:
+    return f'<prompt schema="documents">{modules}<user>{question}</user></prompt>'
+
+
 def ask(llm: LLM, question: str, modules: str = "<d0/><d1/><d2/>", **options: bool) -> list[int]:
     """Greedy tokens of an answer."""
-    prompt = f'<prompt schema="documents">{modules}<user>{question}</user></prompt>'
+    prompt = prompt_of(question, modules)
     with applied(DETAIL):
         (output,) = llm.generate(prompt, modules_only(greedy(2)), use_tqdm=False, **options)
     scheduler_of(llm).check_integrity()
@@ -79,7 +84,11 @@ def test_a_prompt_that_comes_meanwhile_is_served_at_once(llm: LLM) -> None:
     assert scheduler.has_requests()
     llm.llm_engine.step()
     num_promoted = stats.num_promoted_requests
-    assert ask(llm, "What is it?", modules) == first[0]
+    with counted_tokens(llm) as counts:
+        assert ask(llm, "What is it?", modules) == first[0]
+    # Nothing of the chain is encoded beside it, not even what other links of it wait for.
+    num_new = llm.explain(prompt_of("What is it?", modules)).num_new_tokens
+    assert [count for count in counts if count > 1] == [num_new]
     assert stats.num_promoted_requests == num_promoted
     idle(llm)
     assert ask(llm, "What is it?", modules) == plain

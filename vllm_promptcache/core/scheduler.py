@@ -84,7 +84,8 @@ class PromptModuleMixin(Scheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Starts the encodes that waiting requests need, then schedules as vLLM does."""
-        if orphans := self.residency.take_orphans():
+        # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
+        while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
         self._add_encodes(self.residency.prepare(self.waiting, len(self.running)))
         return super().schedule(throttle_prefills)
