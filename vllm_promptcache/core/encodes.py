@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest, internal_request
 from vllm_promptcache.plan.sequence import ModuleSpec
 
 
@@ -74,15 +73,7 @@ class Encodes:
         return orphans
 
     def _make_request(self, waiter: Request, spec: ModuleSpec) -> Request:
-        return Request(
-            request_id=f"prompt-module-{next(self._counter)}-{spec.key.hex()[:12]}",
-            # Context tokens are never computed here, so their ids do not matter.
-            prompt_token_ids=[0] * spec.sequence.num_cached_tokens + list(spec.token_ids),
-            sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
-            pooling_params=None,
-            client_index=waiter.client_index,
-            arrival_time=waiter.arrival_time,
-            lora_request=waiter.lora_request,
-            priority=waiter.priority,
-            trace_headers=waiter.trace_headers,
-        )
+        # Context tokens are never computed here, so their ids do not matter.
+        token_ids = [0] * spec.sequence.num_cached_tokens + list(spec.token_ids)
+        request_id = f"prompt-module-{next(self._counter)}-{spec.key.hex()[:12]}"
+        return internal_request(request_id, token_ids, waiter)

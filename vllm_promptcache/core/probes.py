@@ -6,14 +6,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vllm.sampling_params import SamplingParams
-from vllm.v1.request import Request
-
 from vllm_promptcache.compat import reorder_prompt, set_block_hasher
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.query_repair import Attention, Chosen, most_attended, repair
 from vllm_promptcache.core.repair_memory import RepairMemory
-from vllm_promptcache.core.request import ModularRequest, ProbeRequest
+from vllm_promptcache.core.request import ModularRequest, ProbeRequest, internal_request
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.log import module_logger
 
@@ -46,7 +43,11 @@ class Probes:
         if asker.request_id in self._by_asker:
             return None
         probe = ProbeRequest(
-            self._make_request(asker.request),
+            internal_request(
+                f"prompt-module-probe-{next(self._counter)}",
+                list(asker.request.prompt_token_ids or ()),
+                asker.request,
+            ),
             asker.sequence,
             asker.modules,
             asker.block_size,
@@ -108,16 +109,3 @@ class Probes:
         asker.attended = ()
         set_block_hasher(asker.request, PrivateBlockHasher(asker))
         logger.warning_once("A prompt is not repaired by attention: %s", reason)
-
-    def _make_request(self, asker: Request) -> Request:
-        return Request(
-            request_id=f"prompt-module-probe-{next(self._counter)}",
-            prompt_token_ids=list(asker.prompt_token_ids or ()),
-            sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
-            pooling_params=None,
-            client_index=asker.client_index,
-            arrival_time=asker.arrival_time,
-            lora_request=asker.lora_request,
-            priority=asker.priority,
-            trace_headers=asker.trace_headers,
-        )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from vllm_promptcache.core.private_order import IndexOffsets, PrivateOrder
@@ -162,6 +163,21 @@ class ModularRequest:
     def span_keys(self) -> list[tuple[ModuleSpan, bytes]]:
         """The sequence's spans, each with its module's key in the store."""
         return [(span, self.store_key(span.key)) for span in self.sequence.spans]
+
+
+def internal_request(request_id: str, token_ids: list[int], user: Request) -> Request:
+    """A request of the scheduler's own that runs some tokens once, on behalf of a user's."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=token_ids,
+        sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
+        pooling_params=None,
+        client_index=user.client_index,
+        arrival_time=user.arrival_time,
+        lora_request=user.lora_request,
+        priority=user.priority,
+        trace_headers=user.trace_headers,
+    )
 
 
 class InternalRequest(ModularRequest):

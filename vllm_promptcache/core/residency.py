@@ -240,7 +240,7 @@ class ModuleResidency:
             num_running: Running requests; each may need a block in this step.
 
         Returns:
-            New encode requests, to be put ahead of the queue in this order.
+            New encodes and probes, to be put ahead of the queue in this order.
         """
         self._admission.start_step()
         self.probes.give_up()

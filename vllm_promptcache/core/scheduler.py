@@ -83,16 +83,16 @@ class PromptModuleMixin(Scheduler):
         super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Starts the encodes that waiting requests need, then schedules as vLLM does."""
+        """Starts the encodes and probes that waiting requests need, then schedules as vLLM does."""
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
-        self._add_encodes(self.residency.prepare(self.waiting, len(self.running)))
+        self._add_internal(self.residency.prepare(self.waiting, len(self.running)))
         return super().schedule(throttle_prefills)
 
-    def _add_encodes(self, encodes: Sequence[Request]) -> None:
+    def _add_internal(self, requests: Sequence[Request]) -> None:
         # Each is put at the head of the queue, so the first one goes last.
-        for request in reversed(encodes):
+        for request in reversed(requests):
             super().add_request(request)
 
     def update_from_output(
@@ -107,7 +107,7 @@ class PromptModuleMixin(Scheduler):
             self._end_rejected(outputs)
         if not self.requests:
             # The engine goes on while there are requests.
-            self._add_encodes(self.residency.promote())
+            self._add_internal(self.residency.promote())
         return outputs
 
     def _end_rejected(self, outputs: dict[int, EngineCoreOutputs]) -> None:

@@ -1,7 +1,7 @@
 """Tokens of reused modules that are computed again in the context of the prompt.
 
 A module that was encoded alone has never seen what stands before it. Computing some of its tokens
-again, behind all modules of the prompt, gives back part of that (CacheBlend, EPIC).
+again, behind what lies before them, gives back part of that (CacheBlend, EPIC).
 """
 
 from __future__ import annotations
