@@ -4,8 +4,9 @@ import pytest
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import RequestStatus
 
-from vllm_promptcache.core.residency import MAX_ENCODES_PER_MODULE, ModuleResidency
+from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.core.step import WorkerReport
+from vllm_promptcache.core.supply import MAX_ENCODES_PER_MODULE
 from vllm_promptcache.plan.sequence import ModuleSpan, Run
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 

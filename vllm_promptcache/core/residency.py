@@ -1,4 +1,4 @@
-"""Residency: which requests wait for which modules, what is encoded, mapped and copied."""
+"""Residency: which requests wait for which modules, and which may be admitted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.admission import Admission
 from vllm_promptcache.core.demand import BlockDemand
 from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.mapping import map_blocks
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.prefetch import Prefetch
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
@@ -25,16 +26,12 @@ from vllm_promptcache.core.request import (
 )
 from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.core.step_builder import StepBuilder
+from vllm_promptcache.core.supply import ModuleSupply
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.plan.sequence import Relocation
 from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
-
-# A request is given up when it started this many encodes for each of its modules and still never
-# found all of them resident: they do not fit the pool together.
-MAX_ENCODES_PER_MODULE = 16
 
 
 class ModuleResidency:
@@ -92,6 +89,7 @@ class ModuleResidency:
         self.probes = Probes(max_blocks=num_usable)
         self._block_demand = BlockDemand(self.store, self.tiers, self.encodes, block_size)
         self.metrics = ModuleMetrics(self.store)
+        self._supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
         self.rejected: dict[str, str] = {}
         self._admission = Admission(block_pool, self.get, self._demand)
         self._ended_internal: set[str] = set()
@@ -159,9 +157,8 @@ class ModuleResidency:
         """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
         if (found := self.promotions.next()) is None:
             return []
-        exact, key = found
         try:
-            return self._start_encode(exact, key)
+            return self._begin(self._supply.encode(*found))
         except PlanError:
             # Requests of the same plan say so.
             return []
@@ -296,61 +293,22 @@ class ModuleResidency:
         for span, key in modular.span_keys():
             if not self.store.pin(modular.request_id, key):
                 modular.has_waited = True
-                new += self._provide_or_reject(modular, span.key)
+                new += self._provide(modular, span.key)
             num_pinned += self.store.pin(modular.request_id, key)
         if num_pinned == len(modular.sequence.spans):
             self._held.add(modular.request_id)
         return new
 
-    def _provide_or_reject(self, modular: ModularRequest, key: bytes) -> list[Request]:
+    def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
         try:
-            return self._provide(modular, key)
+            encode = self._supply.provide(modular, key)
         except PlanError as error:
             self.rejected[modular.request_id] = str(error)
             return []
+        return [] if encode is None else self._begin(encode)
 
-    def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
-        """Makes a missing module of a plan resident, or starts what will; returns new encodes."""
-        store_key = modular.store_key(key)
-        if (relocation := self.tiers.relocation_of(modular, key)) is not None:
-            return self._relocate(modular, relocation)
-        if self.tiers.may_have(store_key):
-            self._bring_back(modular.request_id, store_key)
-        elif not self.encodes.join(store_key, modular.request_id):
-            return self._start_encode(modular, key)
-        return []
-
-    def _relocate(self, modular: ModularRequest, relocation: Relocation) -> list[Request]:
-        """Makes a module from its origin; that one comes first if it is missing."""
-        new: list[Request] = []
-        key = modular.store_key(relocation.key)
-        origin_key = modular.store_key(relocation.origin)
-        if self.store.lookup(origin_key) is None:
-            new = self._provide(modular, relocation.origin)
-            if new:
-                modular.encoded_keys.add(key)
-        origin = self.store.lookup(origin_key)
-        if origin is not None:
-            kept = modular.spec_of(relocation.origin).kept_position_runs
-            self.tiers.relocate(origin, key, kept, relocation.shift)
-        return new
-
-    def _bring_back(self, holder: str, key: bytes) -> None:
-        """Brings a module back from where it may be, and pins it if it is here now."""
-        module = self.tiers.bring_back(key)
-        if module is not None:
-            self.store.pin(holder, key)
-            self.pins.fulfil(key)
-            # The reference that it came with.
-            self._pool.free_blocks(reversed(module.blocks))
-            self.metrics.restored(module)
-
-    def _start_encode(self, waiter: ModularRequest, key: bytes) -> list[Request]:
-        waiter.num_encodes += 1
-        waiter.encoded_keys.add(waiter.store_key(key))
-        if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
-            raise PlanError("the prompt's modules do not fit the KV cache together")
-        encode = self.encodes.start(waiter, key)
+    def _begin(self, encode: EncodeRequest) -> list[Request]:
+        """Lets an encode in; returns it, behind the encodes of its contexts."""
         self._enter(encode)
         return [*self._hold(encode), encode.request]
 
@@ -380,45 +338,16 @@ class ModuleResidency:
                 yield from self._dependents(waiter)
 
     def map(self, modular: ModularRequest) -> list[KVCacheBlock] | None:
-        """Returns the blocks that `modular` shares, or None if a module is missing.
+        """Returns the blocks that `modular` shares, or None if it cannot be admitted.
 
-        The full blocks of its modules, then private blocks of an earlier request that began with
-        the same modules and text. The scheduler references them before it allocates anything else,
-        so that they cannot be evicted in between. Sets `modular.mapped`.
+        The scheduler references them before it allocates anything else, so that they cannot be
+        evicted in between. Sets `modular.mapped` and `modular.num_private_hits`.
         """
-        modular.mapped, modular.num_private_hits = None, 0
-        mapped = []
-        for span, key in modular.span_keys():
-            if (module := self.store.lookup(key)) is None:
-                return None
-            if module.num_tokens != span.num_module_tokens:
-                self.rejected[modular.request_id] = "malformed prompt plan: a span does not fit"
-                return None
-            mapped.append((span, module))
-        modular.mapped = mapped
-        size = self._block_size
-        private = self._private_hits(modular)
-        modular.num_private_hits = len(private)
-        shared = [
-            block
-            for span, module in mapped
-            for blocks in span.full_blocks(size)
-            for block in module.blocks[blocks.start : blocks.end]
-        ]
-        return shared + private
-
-    def _private_hits(self, modular: ModularRequest) -> list[KVCacheBlock]:
-        hits: list[KVCacheBlock] = []
-        if not modular.reads_private_blocks:
-            return hits
-        # Logits need at least one token that is computed.
-        last = (modular.request.num_tokens - 1) // self._block_size
-        for block_hash in modular.request.block_hashes[modular.num_shared_blocks : last]:
-            if (found := self._pool.get_cached_block(block_hash, [0])) is None:
-                break
-            hits += found
-        # All tails are copied, or none.
-        return hits if len(hits) * self._block_size >= modular.num_ordered_tokens else []
+        try:
+            return map_blocks(modular, self.store, self._pool)
+        except PlanError as error:
+            self.rejected[modular.request_id] = str(error)
+            return None
 
     def admit(self, request: Request, block_ids: Sequence[int]) -> None:
         """Takes note that `request` has its blocks; plans the copies of its modules' tails.
