@@ -1,0 +1,85 @@
+"""Where a missing module comes from: its origin, a tier below the KV cache, or an encode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.metrics import ModuleMetrics
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.tiers import ModuleTiers
+from vllm_promptcache.errors import PlanError
+from vllm_promptcache.plan.sequence import Relocation
+from vllm_promptcache.store import ModuleStore, Pins
+
+# A request is given up when it started this many encodes for each of its modules and still never
+# found all of them resident: they do not fit the pool together.
+MAX_ENCODES_PER_MODULE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSupply:
+    """Makes missing modules resident in the cheapest way there is."""
+
+    store: ModuleStore
+    pins: Pins
+    tiers: ModuleTiers
+    encodes: Encodes
+    metrics: ModuleMetrics
+
+    def provide(self, modular: ModularRequest, key: bytes) -> EncodeRequest | None:
+        """Makes a missing module of a plan resident, or starts what will.
+
+        Returns:
+            An encode that was started and has to run; None if the module is here now, is on its
+            way, or is being encoded already.
+
+        Raises:
+            PlanError: As `encode`.
+        """
+        store_key = modular.store_key(key)
+        if (relocation := self.tiers.relocation_of(modular, key)) is not None:
+            return self._relocate(modular, relocation)
+        if self.tiers.may_have(store_key):
+            self._bring_back(modular.request_id, store_key)
+        elif not self.encodes.join(store_key, modular.request_id):
+            return self.encode(modular, key)
+        return None
+
+    def encode(self, waiter: ModularRequest, key: bytes) -> EncodeRequest:
+        """Starts the encode of a module of the waiter's plan, and counts it.
+
+        Raises:
+            PlanError: The packed module is malformed, or so many encodes have not been enough
+                that the waiter's modules cannot fit the KV cache together.
+        """
+        waiter.num_encodes += 1
+        waiter.encoded_keys.add(waiter.store_key(key))
+        if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
+            raise PlanError("the prompt's modules do not fit the KV cache together")
+        return self.encodes.start(waiter, key)
+
+    def _relocate(self, modular: ModularRequest, relocation: Relocation) -> EncodeRequest | None:
+        """Makes a module from its origin; that one comes first if it is missing."""
+        encode = None
+        key = modular.store_key(relocation.key)
+        origin_key = modular.store_key(relocation.origin)
+        if self.store.lookup(origin_key) is None:
+            encode = self.provide(modular, relocation.origin)
+            if encode is not None:
+                modular.encoded_keys.add(key)
+        origin = self.store.lookup(origin_key)
+        if origin is not None:
+            kept = modular.spec_of(relocation.origin).kept_position_runs
+            self.tiers.relocate(origin, key, kept, relocation.shift)
+        return encode
+
+    def _bring_back(self, holder: str, key: bytes) -> None:
+        """Brings a module back from where it may be, and pins it if it is here now."""
+        module = self.tiers.bring_back(key)
+        if module is not None:
+            self.store.pin(holder, key)
+            self.pins.fulfil(key)
+            # The reference that it came with.
+            self.store.block_pool.free_blocks(reversed(module.blocks))
+            self.metrics.restored(module)
