@@ -41,6 +41,7 @@ def a_module(
         "path": "",
         "token_ids": list(token_ids),
         "position_ids": list(range(start, start + len(token_ids))),
+        "encoded_position_ids": list(range(start, start + len(token_ids))),
         "kept": [index not in dropped for index in range(len(token_ids))],
         "reused": [index not in dropped for index in range(len(token_ids))],
         "context": [list(span) for span in context],

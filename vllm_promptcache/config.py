@@ -42,12 +42,12 @@ class PromptModulesConfig:
     schemas_read_only: bool = False
     """Refuse to add, replace or remove schemas over HTTP."""
 
-    encode: Literal["isolated", "anchored", "exact"] = "anchored"
+    encode: Literal["isolated", "anchored", "primed", "exact"] = "primed"
     """What a module may attend to while it is encoded, where its schema does not say: nothing but
-    itself (`isolated`, as in the paper, and always in a compact schema), also the text of its
-    ancestors that lies before it (`anchored`), or all that the prompt has before it (`exact`:
-    answers equal those of a plain prefill, and only prompts that begin with the same modules share
-    them)."""
+    itself (`isolated`, as in the paper), also the text of its ancestors that lies before it
+    (`anchored`), besides that a made-up text in place of other modules (`primed`), or all that the
+    prompt has before it (`exact`: answers equal those of a plain prefill, and only prompts that
+    begin with the same modules share them)."""
 
     repair: str = "query:15"
     """Which tokens of reused modules each prompt computes again, where neither it nor its schema

@@ -21,7 +21,10 @@ PROMPT = '<prompt schema="trips"><oban/><arran/><user>When does the bakery open?
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (["--policies", "isolated,exact"], "'exact' is no candidate; name isolated or anchored"),
+        (
+            ["--policies", "isolated,exact"],
+            "'exact' is no candidate; name isolated, anchored",
+        ),
         (["--data", "none.jsonl"], "cannot read none.jsonl: No such file or directory"),
         (["--output", "."], ". is a folder, not a file to write"),
         ([], "cannot find config.json of model"),

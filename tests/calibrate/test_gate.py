@@ -89,8 +89,8 @@ def test_modules_whose_states_are_not_kept_do_not_count() -> None:
     assert policy(add(children="only text")) == ("isolated", None)
 
 
-def test_a_compact_schema_is_isolated() -> None:
-    assert policy(add('layout="compact"')) == ("exact", LOST)
+def test_a_compact_schema_is_encoded_as_any_other() -> None:
+    assert policy(add('layout="compact"')) == ("anchored", None)
 
 
 def test_several_policies_may_pass() -> None:

@@ -68,7 +68,10 @@ def test_an_option_without_the_flag_is_refused():
             {"shemas": "x"},
             "'shemas'.*\nhint: options are: schemas, schemas_read_only, encode, repair, profile",
         ),
-        ({"encode": "all"}, "'encode': Input should be 'isolated', 'anchored' or 'exact'"),
+        (
+            {"encode": "all"},
+            "'encode': Input should be 'isolated', 'anchored', 'primed' or",
+        ),
         ({"repair": "head"}, "'repair': .*write `none`, `head:N`"),
         ({"verify": "maybe"}, "'verify'"),
         ("on", "prompt_modules option"),

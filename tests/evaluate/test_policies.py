@@ -24,7 +24,7 @@ def test_plain_comes_first_and_none_comes_twice() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fast", "unknown policy 'fast'; choose from plain, isolated, anchored, exact, scaffold"),
+        ("fast", "unknown policy 'fast'; choose from plain, isolated, anchored, primed, exact"),
         ("", "unknown policy ''"),
         ("plain+tail:1", "policy 'plain\\+tail:1': a plain prefill leaves nothing"),
         ("isolated+", "policy 'isolated\\+': '' is no way to repair"),

@@ -12,7 +12,7 @@ from vllm_promptcache.plan.explain import ExplainedModule, ExplainedTokens, Expl
 def module(path: str, *reused: bool) -> ExplainedModule:
     ids = tuple(range(len(reused)))
     kept = (True,) * len(reused)
-    return ExplainedModule(path, 0, ids, ids, kept, reused, (), "isolated", 0, len(reused))
+    return ExplainedModule(path, 0, ids, ids, ids, kept, reused, (), "isolated", 0, len(reused))
 
 
 # Four tokens of the schema, five and three of modules, of which one is computed again, a question.

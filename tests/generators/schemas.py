@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from xml.etree import ElementTree
@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element, SubElement
 from tests.generators.words import WORDS, random_text
 
 ROLES = ("system", "user", "assistant")
-POLICIES = ("isolated", "anchored")
+POLICIES = ("isolated", "anchored", "primed")
 # Of a random schema; leaves room for new text in a context of 2048 tokens.
 MAX_WORDS = 900
 MAX_DEPTH = 3
@@ -68,15 +68,13 @@ def params_of(module: Element) -> Iterator[Element]:
 def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Schema:
     """Returns a random schema of about `max_words` words at most."""
     root = Element("schema", name=name)
-    # Modules that are relocated see nothing but themselves.
-    policies = POLICIES if rng.random() < 0.7 else ("isolated",)
-    if policies != POLICIES:
+    if rng.random() < 0.3:
         root.set("layout", "compact")
     if rng.random() < 0.6:
-        root.set("encode", rng.choice((*policies, "exact") if rng.random() < 0.3 else policies))
+        root.set("encode", rng.choice((*POLICIES, "exact") if rng.random() < 0.3 else POLICIES))
     if rng.random() < 0.2:
         root.set("repair", random_repair(rng))
-    _Filler(rng, max_words, policies).fill(root, depth=0)
+    _Filler(rng, max_words).fill(root, depth=0)
     paths = list(_cached_paths(rng, root))
     if len(paths) > 1 and rng.random() < 0.5:
         num_members = min(len(paths), rng.randint(2, 3))
@@ -103,9 +101,8 @@ def _cached_paths(rng: Random, element: Element, above: str = "") -> Iterator[st
 class _Filler:
     """Puts random content into an element until the words are used up."""
 
-    def __init__(self, rng: Random, max_words: int, policies: Sequence[str]) -> None:
+    def __init__(self, rng: Random, max_words: int) -> None:
         self._rng = rng
-        self._policies = policies
         self._names = rng.sample(WORDS, k=len(WORDS))
         self._num_words_left = max_words
 
@@ -150,7 +147,7 @@ class _Filler:
     def _module(self, parent: Element, depth: int, in_role: bool) -> None:
         module = SubElement(parent, "module", name=self._names.pop())
         if self._rng.random() < 0.2:
-            module.set("encode", self._rng.choice(self._policies))
+            module.set("encode", self._rng.choice(POLICIES))
         if self._rng.random() < 0.1:
             module.set("cache", "false")
         self.fill(module, depth + 1, in_role)

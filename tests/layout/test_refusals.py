@@ -19,13 +19,6 @@ def test_longer_than_the_model() -> None:
     assert Compiler().compile(children, max_model_len=3).num_tokens == 3
 
 
-def test_a_compact_layout_has_no_anchored_modules() -> None:
-    error = Compiler().refused(
-        '<module name="a" encode="anchored">one</module>', 'layout="compact"'
-    )
-    assert error.message == '`encode="anchored"` does not go with `layout="compact"`'
-
-
 def test_scaffolds_that_no_prompt_can_use() -> None:
     modules = "<union><module name='a'>1</module>\n<module name='b'>2</module></union>"
     error = Compiler().refused(f"{modules}\n<scaffold modules='a b'/>")

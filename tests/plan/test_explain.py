@@ -19,6 +19,8 @@ def readable(explanation: dict[str, Any], tokenizer: WordTokenizer) -> dict[str,
     """The same with words instead of token ids, whose values mean nothing."""
     for part in (*explanation["modules"], *explanation["new"]):
         part["words"] = tokenizer.text(part.pop("token_ids"))
+        # Nothing is moved in the example.
+        assert part.pop("encoded_position_ids", part["position_ids"]) == part["position_ids"]
     return explanation
 
 
@@ -53,6 +55,7 @@ def test_keys_and_types_are_those_of_the_format() -> None:
         "start",
         "token_ids",
         "position_ids",
+        "encoded_position_ids",
         "kept",
         "reused",
         "context",

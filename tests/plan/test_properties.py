@@ -176,7 +176,7 @@ def test_keys_are_equal_if_and_only_if_their_inputs_are(seed: int, other: int) -
 def _signature(layout: SchemaLayout, module: ModuleLayout) -> object:
     """All that a module's KV depends on, written another way than its key."""
     context = tuple(
-        (_signature(layout, layout.modules[span.index]), span.num_tokens) for span in module.context
+        (_signature(layout, layout.at(span.index)), span.num_tokens) for span in module.context
     )
     kept = frozenset(positions(module.kept_runs))
     return module.token_ids, tuple(positions(module.position_runs)), kept, context

@@ -8,8 +8,8 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.plan.codec import unpack_module, unpack_plan
-from vllm_promptcache.plan.sequence import Run, SequencePlan
+from vllm_promptcache.plan.codec import unpack_plan
+from vllm_promptcache.plan.sequence import Relocation, Run
 
 # Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
 SCHEMA = """r <module name="a">a a</module><module name="gap">g g g</module>
@@ -155,20 +155,17 @@ def test_text_moves_a_module_around_it_in_part() -> None:
     ]
 
 
-def test_an_anchored_module_is_moved_as_one_that_was_encoded_alone() -> None:
+def test_an_anchored_module_is_moved_as_it_was_encoded_at_its_place() -> None:
     prompts = Prompts('r r <module name="a" encode="anchored">1 2</module>')
     plan = prompts.plan("in <a/> end")
     assert prompts.new("in <a/> end") == {2: "in", 5: "end"}
-    moved = plan.modules[1].layout
-    assert (moved.policy, moved.context, moved.start) == ("isolated", (), 3)
+    stays, moved = prompts.layout.modules[1], plan.modules[1].layout
+    assert (moved.policy, moved.context, moved.start) == ("anchored", stays.context, 3)
+    assert (moved.position_runs, moved.encoded_runs) == ((Run(3, 2),), (Run(2, 2),))
     packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
-    assert moved.relocation is not None
-    origin = unpack_module(
-        dict(packed.modules)[moved.relocation.origin], key=moved.relocation.origin
-    )
-    assert (origin.sequence, origin.token_ids) == (SequencePlan((), (Run(2, 2),)), moved.token_ids)
-    # Where it stays in its place, it is anchored as ever.
-    assert prompts.plan("<a/> end").modules[1].layout.policy == "anchored"
+    assert moved.relocation == Relocation(moved.key, stays.key, 1)
+    assert dict(packed.modules)[stays.key] == stays.packed
+    assert prompts.plan("<a/> end").modules[1].layout is stays
 
 
 def test_parameters_move_with_their_module() -> None:

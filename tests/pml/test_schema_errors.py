@@ -37,7 +37,7 @@ ROOTS = {
     "bad-encode": (
         '<schema name="s" encode="▲alone"/>',
         "`alone` is no value of `encode`",
-        "write `isolated` or `anchored` or `exact`",
+        "write `isolated` or `anchored` or `primed` or `exact`",
     ),
     "namespace": (
         '<schema name="s" ▲xmlns="urn:x"/>',
@@ -62,7 +62,7 @@ MODULES = {
     "exact-module": (
         '<module name="a" encode="▲exact"/>',
         "`exact` is no value of `encode`",
-        "write `isolated` or `anchored`",
+        "write `isolated` or `anchored` or `primed`",
     ),
     "bad-repair": ('<module name="a" repair="▲head"/>', "`head` is no `repair`", REPAIR_HINT),
     "repair-share": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,11 @@ class Reference:
     def cached_kv(self, explanation: Explanation) -> KV:
         """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
         modules = explanation["modules"]
-        return KV.concat([self._taken(modules, index, "reused") for index in range(len(modules))])
+        kv = [
+            self._taken(modules, index, "reused", _shift(module))
+            for index, module in enumerate(modules)
+        ]
+        return KV.concat(kv)
 
     def _start(
         self, explanation: Explanation
@@ -131,22 +136,26 @@ class Reference:
         ]
         return cache, cached, [token_id for _, token_id in new], position_ids
 
-    def _taken(self, modules: list[dict[str, Any]], index: int, which: str) -> KV:
+    def _taken(self, modules: list[dict[str, Any]], index: int, which: str, shift: int) -> KV:
         """Returns the KV of those of a module's tokens that are `kept` or `reused`."""
         taken = [i for i, is_taken in enumerate(modules[index][which]) if is_taken]
-        return self._encode(modules, index).take(torch.tensor(taken)) if taken else KV()
+        return self._encode(modules, index, shift).take(torch.tensor(taken)) if taken else KV()
 
-    def _encode(self, modules: list[dict[str, Any]], index: int) -> KV:
-        """Returns the KV of all of a module's tokens, placeholders included."""
-        encode_id = _encode_id(modules, index)
+    def _encode(self, modules: list[dict[str, Any]], index: int, shift: int) -> KV:
+        """Returns the KV of all of a module's tokens, placeholders included.
+
+        To shift the positions of a module and of all of its context is to rotate its keys.
+        """
+        encode_id = _encode_id(modules, index, shift)
         if encode_id not in self._encoded:
             module = modules[index]
-            taken = [(self._taken(modules, i, "kept"), n) for i, n in module["context"]]
+            taken = [(self._taken(modules, i, "kept", shift), n) for i, n in module["context"]]
             context = KV.concat([kept.first(n) for kept, n in taken])
             cache = context.to_cache()
             # All of the context is visible, wherever it lies.
-            before = [-1] * context.num_tokens
-            self._forward(cache, before, module["token_ids"], module["position_ids"], num_logits=1)
+            before = [-sys.maxsize] * context.num_tokens
+            positions = [position + shift for position in module["encoded_position_ids"]]
+            self._forward(cache, before, module["token_ids"], positions, num_logits=1)
             self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)
         return self._encoded[encode_id]
 
@@ -217,10 +226,20 @@ class Reference:
         return mask.masked_fill(keys > queries[:, None], lowest)[None, None]
 
 
-def _encode_id(modules: list[dict[str, Any]], index: int) -> EncodeId:
+def _shift(module: dict[str, Any]) -> int:
+    """How far the tokens that are read of a module were moved; all of them alike."""
+    places = zip(
+        module["position_ids"], module["encoded_position_ids"], module["reused"], strict=True
+    )
+    shifts = {position - encoded for position, encoded, is_reused in places if is_reused}
+    assert len(shifts) <= 1, "a module is moved as a whole"
+    return shifts.pop() if shifts else 0
+
+
+def _encode_id(modules: list[dict[str, Any]], index: int, shift: int) -> EncodeId:
     """Returns all that the KV of a module depends on."""
     module = modules[index]
     context = tuple(
-        (_encode_id(modules, i), tuple(modules[i]["kept"]), n) for i, n in module["context"]
+        (_encode_id(modules, i, shift), tuple(modules[i]["kept"]), n) for i, n in module["context"]
     )
-    return tuple(module["token_ids"]), tuple(module["position_ids"]), context
+    return tuple(module["token_ids"]), tuple(module["encoded_position_ids"]), shift, context

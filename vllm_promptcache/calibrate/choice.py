@@ -59,7 +59,7 @@ def _candidate(name: str) -> str:
     policy = parse_policy(name.strip())
     if policy is None or policy[0] == EXACT:
         message = f"{name.strip()!r} is no candidate"
-        hint = "name isolated or anchored, each alone or with a repair, such as isolated+tail:16"
+        hint = "name isolated, anchored or primed, alone or with a repair, such as primed+query:15"
         raise ClientError(message, hint)
     return policy_name(*policy)
 

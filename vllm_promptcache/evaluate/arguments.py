@@ -15,6 +15,7 @@ policies:
   plain             one prefill of everything; always run, since others are compared with it
   isolated          modules are encoded alone
   anchored          modules are encoded behind the schema's text before them
+  primed            behind that, and a made-up text in place of other modules
   exact             modules are encoded behind all that is imported before them
   scaffold          all documents of a row are encoded together
   default           nothing is said: what the engine does by itself

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.pml import REPAIR_HINT, parse_repair
+from vllm_promptcache.pml import REPAIR_HINT, EncodePolicy, parse_repair
 
 PLAIN = "plain"
 # Attributes of a schema and of a prompt, by the first part of a policy's name.
-_SCHEMAS = {"isolated": ' encode="isolated"', "anchored": ' encode="anchored"'}
+_SCHEMAS = {name: f' encode="{name}"' for name in get_args(EncodePolicy)}
 _PROMPTS = {"exact": ' encode="exact"'}
 _BASES = (PLAIN, *_SCHEMAS, *_PROMPTS, "scaffold", "default")
 

@@ -19,7 +19,6 @@ def check_layout(
         PMLError: It does not.
     """
     _check_pins(schema, drafts)
-    _check_compact(schema, drafts)
     _check_order(schema)
     _check_length(schema, max(draft.end for draft in drafts), max_model_len)
 
@@ -70,13 +69,6 @@ def _check_pins(schema: Schema, drafts: Sequence[ModuleDraft]) -> None:
     if schema.encode == "exact":
         message = 'modules of a schema with `encode="exact"` cannot be pinned'
         hint = "their KV is another one in every combination of modules; leave out `pin`"
-        refuse(schema, schema.location, message, hint)
-
-
-def _check_compact(schema: Schema, drafts: Sequence[ModuleDraft]) -> None:
-    if schema.layout == "compact" and any(draft.policy == "anchored" for draft in drafts):
-        message = '`encode="anchored"` does not go with `layout="compact"`'
-        hint = "a module cannot be relocated away from the text that it was encoded behind"
         refuse(schema, schema.location, message, hint)
 
 

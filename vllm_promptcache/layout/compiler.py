@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
+from typing import TypeVar
 
 import msgspec
 
 from vllm_promptcache.layout.checks import check_layout, refuse, scaffold_members
 from vllm_promptcache.layout.content import roles_in
+from vllm_promptcache.layout.context import Contexts
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.placement import Placement, texts_in
+from vllm_promptcache.layout.primer import draft_primers
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.codec import pack_module
@@ -21,6 +24,8 @@ from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, Sc
 
 KEY_VERSION = 1
 """Part of every key; changes with whatever else a module's KV depends on."""
+
+_Placed = TypeVar("_Placed", ModuleDraft, ModuleLayout)
 
 # Keys of a private schema before it is `salted`: they are those of no public module.
 _NO_TENANT = b"private"
@@ -52,29 +57,31 @@ def compile_schema(
         UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
     """
     has_roles = _check_roles(schema, tokenizer)
-    is_compact = schema.layout == "compact"
     policy = schema.encode or default_encode
-    # By default modules of a compact schema are isolated, since they move. Those of an exact one
-    # are only what its chains are made of.
-    is_anchored = policy == "anchored" and (schema.encode is not None or not is_compact)
-    encode: EncodePolicy = "anchored" if is_anchored else "isolated"
+    # Modules of an exact schema are only what its chains are made of.
+    encode: EncodePolicy = "isolated" if policy == "exact" else policy
     repair = schema.repair or default_repair
     placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
     check_layout(schema, drafts, max_model_len=max_model_len)
-    modules = _finish(drafts, _NO_TENANT if schema.private else b"")
+    primers = draft_primers(drafts, tokenizer)
+    contexts = Contexts(drafts, primers, placement.is_compact)
+    salt = _NO_TENANT if schema.private else b""
+    finished = _finish([*drafts, *primers.values()], contexts, salt)
+    modules = finished[: len(drafts)]
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
         by_name.setdefault(module.name, []).append(module.index)
     return SchemaLayout(
         name=schema.name,
         modules=modules,
+        primers=finished[len(drafts) :],
         unions=tuple(placement.unions),
         children=tuple(draft.children for draft in drafts),
         by_name=by_name,
         has_roles=has_roles,
         private=schema.private,
-        is_compact=is_compact,
+        is_compact=placement.is_compact,
         has_free_order=schema.order == "any",
         is_exact=policy == "exact",
         scaffolds=scaffold_members(schema, drafts),
@@ -107,9 +114,19 @@ def _place(
         refuse(schema, schema.location, message, "split it")
     token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
     is_compact = schema.layout == "compact"
-    placement = Placement(tokenizer, token_ids, encode, repair, schema.pin or None, is_compact)
-    placement.place(schema.children, bos_id=bos_id, preamble=preamble)
-    return placement
+
+    def place(*, has_leads: bool) -> Placement:
+        pin = schema.pin or None
+        placement = Placement(tokenizer, token_ids, encode, repair, pin, is_compact, has_leads)
+        placement.place(schema.children, bos_id=bos_id, preamble=preamble)
+        return placement
+
+    # In other schemas there are the positions of the modules before it.
+    placement = place(has_leads=is_compact)
+    length = max(draft.end for draft in placement.modules)
+    # A module that leaves no room for a primer is better off without one than refused.
+    is_too_long = max_model_len is not None and length > max_model_len
+    return place(has_leads=False) if is_too_long else placement
 
 
 def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
@@ -119,28 +136,37 @@ def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
         layout: A private schema.
         salt: The tenant's salt; part of all keys.
     """
-    modules: list[ModuleLayout] = []
-    for module in layout.modules:
-        key, packed = _identify(module, modules, salt)
-        modules.append(replace(module, key=key, packed=packed))
-    return replace(layout, modules=tuple(modules))
+    done: dict[int, ModuleLayout] = {}
+    for module in _contexts_first([*layout.modules, *layout.primers]):
+        key, packed = _identify(module, done, salt)
+        done[module.index] = replace(module, key=key, packed=packed)
+    modules = tuple(done[module.index] for module in layout.modules)
+    return replace(layout, modules=modules, primers=tuple(done[p.index] for p in layout.primers))
 
 
-def _finish(drafts: list[ModuleDraft], salt: bytes) -> tuple[ModuleLayout, ...]:
-    modules: list[ModuleLayout] = []
-    for draft in drafts:
-        modules.append(_module(draft, drafts, modules, salt))
-    return tuple(modules)
+def _contexts_first(modules: Iterable[_Placed]) -> list[_Placed]:
+    """Modules in document order, each with its primer before what is nested in it."""
+    return sorted(modules, key=lambda module: (module.start, module.index))
+
+
+def _finish(
+    drafts: Sequence[ModuleDraft], contexts: Contexts, salt: bytes
+) -> tuple[ModuleLayout, ...]:
+    done: dict[int, ModuleLayout] = {}
+    for draft in _contexts_first(drafts):
+        done[draft.index] = _module(draft, contexts.of(draft), done, salt)
+    return tuple(done[draft.index] for draft in drafts)
 
 
 def _module(
-    draft: ModuleDraft, drafts: list[ModuleDraft], done: list[ModuleLayout], salt: bytes
+    draft: ModuleDraft,
+    context: tuple[ContextSpan, ...],
+    done: Mapping[int, ModuleLayout],
+    salt: bytes,
 ) -> ModuleLayout:
-    """Makes a module of its draft, given all modules before it."""
-    context = _context(draft, drafts)
-    dependencies = {span.index for span in context}.union(
-        *(done[span.index].dependencies for span in context)
-    )
+    """Makes a module of its draft, given all modules of its context."""
+    dependencies = (i for s in context for i in (*done[s.index].dependencies, s.index))
+    position_runs = merge_runs(draft.runs)
     module = ModuleLayout(
         index=draft.index,
         path=draft.path,
@@ -149,7 +175,7 @@ def _module(
         union=draft.union,
         start=draft.start,
         end=draft.end,
-        head_end=draft.end if draft.head_end is None else draft.head_end,
+        head_end=draft.head,
         num_reusable=draft.num_reusable,
         policy=draft.policy,
         cached=draft.cached,
@@ -157,13 +183,13 @@ def _module(
         pin=draft.pin,
         parameters=draft.parameters,
         token_ids=tuple(draft.token_ids),
-        position_runs=merge_runs(draft.runs),
+        position_runs=position_runs,
+        encoded_runs=position_runs,
         kept_runs=merge_runs(draft.kept_runs),
         kept_token_ids=tuple(draft.kept_ids),
         kept_position_runs=merge_runs(draft.kept_position_runs),
         context=context,
-        # Ancestors come first in document order, and only they can be context.
-        dependencies=tuple(sorted(dependencies)),
+        dependencies=tuple(dict.fromkeys(dependencies)),
         role_end=draft.role_end,
         key=b"",
         packed=b"",
@@ -173,9 +199,9 @@ def _module(
 
 
 def _identify(
-    module: ModuleLayout, done: Sequence[ModuleLayout], salt: bytes
+    module: ModuleLayout, done: Mapping[int, ModuleLayout], salt: bytes
 ) -> tuple[bytes, bytes]:
-    """Key and packed form of a module, given those of all modules before it."""
+    """Key and packed form of a module, given those of all modules of its context."""
     spans = tuple(_span(done[span.index], span) for span in module.context)
     sequence = SequencePlan(spans, module.position_runs)
     key = _key(sequence, module.token_ids, module.kept_runs, salt)
@@ -185,18 +211,6 @@ def _identify(
 
 def _span(module: ModuleLayout, span: ContextSpan) -> ModuleSpan:
     return ModuleSpan(module.key, module.num_kept_tokens, (Run(0, span.num_tokens),))
-
-
-def _context(draft: ModuleDraft, drafts: list[ModuleDraft]) -> tuple[ContextSpan, ...]:
-    """What every prompt that imports the module has before it, if it is `anchored`."""
-    spans: list[ContextSpan] = []
-    ancestor = draft
-    while draft.policy == "anchored" and ancestor.parent is not None:
-        ancestor = drafts[ancestor.parent]
-        num_tokens = ancestor.num_kept_before(draft.start)
-        if ancestor.cached and num_tokens:
-            spans.append(ContextSpan(ancestor.index, num_tokens))
-    return tuple(reversed(spans))
 
 
 def _key(

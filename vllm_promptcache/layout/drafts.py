@@ -50,6 +50,15 @@ class ModuleDraft:
     kept_counts: list[int] = field(default_factory=lambda: [0])
     role_end: RoleEnd | None = None
 
+    @property
+    def head(self) -> int:
+        """One past the last position before the first module nested in it."""
+        return self.end if self.head_end is None else self.head_end
+
+    def path_of(self, name: str) -> str:
+        """Path of a module that is nested in it."""
+        return f"{self.path}/{name}" if self.path else name
+
     def add_text(self, token_ids: Sequence[int], position: int) -> None:
         """Appends own tokens whose KV is kept."""
         self.kept_runs.append(Run(len(self.token_ids), len(token_ids)))

@@ -43,6 +43,7 @@ class Placement:
         default_repair: Repair of modules that do not say their own.
         default_pin: Pin of modules that do not say their own.
         is_compact: Whether nested modules take no positions of what is around them.
+        has_leads: Whether there are positions for a primer before each primed module.
         modules: Filled by `place`, in document order, the root first.
         unions: Filled by `place`, in document order.
         cursor: The next position.
@@ -54,6 +55,7 @@ class Placement:
     default_repair: Repair
     default_pin: Pin | None
     is_compact: bool = False
+    has_leads: bool = False
     modules: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionLayout] = field(default_factory=list)
     cursor: int = 0
@@ -100,8 +102,7 @@ class Placement:
                 case Module() | Union():
                     self._nested(draft, item)
         draft.end = self.cursor
-        draft.head_end = self.cursor if draft.head_end is None else draft.head_end
-        num_in_head = draft.num_kept_before(draft.head_end)
+        num_in_head = draft.num_kept_before(draft.head)
         draft.num_reusable = num_in_head if self.is_compact else len(draft.kept_ids)
         draft.last_descendant = len(self.modules) - 1
 
@@ -128,13 +129,16 @@ class Placement:
 
     def _module(self, parent: ModuleDraft, module: Module, union: int | None) -> None:
         index = parent.children[module.name] = len(self.modules)
+        policy = module.encode or self.default_encode
+        if policy == "primed" and self.has_leads:
+            self.cursor += len(self.tokenizer.primer_ids)
         draft = ModuleDraft(
             index=index,
-            path=f"{parent.path}/{module.name}" if parent.path else module.name,
+            path=parent.path_of(module.name),
             parent=parent.index,
             union=union,
             start=self.cursor,
-            policy=module.encode or self.default_encode,
+            policy=policy,
             cached=module.cached,
             repair=module.repair or self.default_repair,
             pin=self.default_pin if module.pin is None else module.pin or None,

@@ -10,9 +10,8 @@ from hashlib import sha256
 from itertools import pairwise
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout
-from vllm_promptcache.plan.codec import pack_module
 from vllm_promptcache.plan.runs import merge_runs
-from vllm_promptcache.plan.sequence import ModuleSpec, Relocation, Run, SequencePlan
+from vllm_promptcache.plan.sequence import Relocation, Run
 
 # Modules at other places that are kept ready: prompts want the same ones at the same places.
 MAX_NUM_RELOCATED = 1024
@@ -70,8 +69,8 @@ def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
 
     What is shifted as far as its first token can be had by rotating the KV of the module at its own
     place, so its key follows from that one's and the shift: a relocated module is never taken for
-    one that was encoded at its place, from which it differs by rounding. A module that is encoded
-    behind others cannot be moved away from them: what is moved is the same module encoded alone.
+    one that was encoded at its place, from which it differs by rounding, and by where the context
+    lay that it was encoded behind.
 
     Args:
         module: A module of a schema.
@@ -80,8 +79,6 @@ def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
     """
     kept = module.kept_position_runs
     shift = shifts.at(kept[0].start) if kept else 0
-    if shift and module.context:
-        module = _alone(module)
     key = relocated_key(module.key, shift)
     role_end = module.role_end
     return replace(
@@ -101,13 +98,6 @@ def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
         key=key,
         relocation=Relocation(key, module.key, shift) if shift else None,
     )
-
-
-def _alone(module: ModuleLayout) -> ModuleLayout:
-    key = sha256(b"alone" + module.key).digest()
-    sequence = SequencePlan((), module.position_runs)
-    packed = pack_module(ModuleSpec(key, sequence, module.token_ids, module.kept_runs))
-    return replace(module, policy="isolated", context=(), dependencies=(), key=key, packed=packed)
 
 
 def relocated_key(key: bytes, shift: int) -> bytes:

@@ -86,10 +86,11 @@ class ModuleLayout:
         parameters: Its parameters by name.
         token_ids: Own tokens, `[num_tokens]`.
         position_runs: Position ids of `token_ids`.
+        encoded_runs: Position ids that these had when it was encoded: others if it was moved.
         kept_runs: Indexes into `token_ids` of all but the placeholders.
         kept_token_ids: Those tokens, `[num_kept_tokens]`.
         kept_position_runs: Position ids of `kept_token_ids`.
-        context: What it is encoded behind, in order; always ancestors.
+        context: What it is encoded behind, in order: ancestors and primers.
         dependencies: Indexes of all modules that must be encoded before it, in order.
         role_end: The last place where one of its own roles closes.
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
@@ -114,6 +115,7 @@ class ModuleLayout:
     parameters: Mapping[str, ParameterSlot]
     token_ids: tuple[int, ...] = field(repr=False)
     position_runs: tuple[Run, ...] = field(repr=False)
+    encoded_runs: tuple[Run, ...] = field(repr=False)
     kept_runs: tuple[Run, ...] = field(repr=False)
     kept_token_ids: tuple[int, ...] = field(repr=False)
     kept_position_runs: tuple[Run, ...] = field(repr=False)
@@ -166,6 +168,7 @@ class SchemaLayout:
     Attributes:
         name: The schema's name.
         modules: The root, then all modules in document order.
+        primers: What only contexts have, see `layout.primer`; their indexes go on from there.
         unions: All unions in document order.
         children: Modules in the scope of each module, by name, `[num_modules]`.
         by_name: Indexes of all modules of a name, in document order.
@@ -183,6 +186,7 @@ class SchemaLayout:
 
     name: str
     modules: tuple[ModuleLayout, ...]
+    primers: tuple[ModuleLayout, ...]
     unions: tuple[UnionLayout, ...]
     children: tuple[Mapping[str, int], ...]
     by_name: Mapping[str, Sequence[int]]
@@ -203,6 +207,16 @@ class SchemaLayout:
     def root(self) -> ModuleLayout:
         """The module that holds the anonymous text."""
         return self.modules[ROOT]
+
+    @property
+    def num_indexes(self) -> int:
+        """Indexes that modules and primers have, from 0 on."""
+        return len(self.modules) + len(self.primers)
+
+    def at(self, index: int) -> ModuleLayout:
+        """The module or primer with an index."""
+        num_modules = len(self.modules)
+        return self.modules[index] if index < num_modules else self.primers[index - num_modules]
 
     @property
     def policies(self) -> tuple[str, ...]:

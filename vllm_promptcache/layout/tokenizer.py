@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.chat_template import derive_roles
+from vllm_promptcache.layout.primer_text import PRIMER
 from vllm_promptcache.layout.roles import ChatRoles
 
 
@@ -79,6 +80,11 @@ class LayoutTokenizer:
         if not space:
             raise UnsupportedError("the tokenizer has no token that can stand in for an argument")
         return space[0]
+
+    @cached_property
+    def primer_ids(self) -> list[int]:
+        """Tokens of the primer."""
+        return self.encode([PRIMER])[0]
 
     @cached_property
     def bos_id(self) -> int | None:

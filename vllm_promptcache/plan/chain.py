@@ -72,7 +72,7 @@ class Chain:
         cached = (module for module in members if module.cached)
         pieces = tuple(_by_position(cached, end))
         # The root's key has the tenant's salt in it. Indexes of the schema's modules come first.
-        return _chain(pieces, layout.root.key, len(layout.modules), policy, block_size)
+        return _chain(pieces, layout.root.key, layout.num_indexes, policy, block_size)
 
 
 @lru_cache(MAX_NUM_CHAINS)
@@ -146,6 +146,7 @@ def _module(
         parameters={},
         token_ids=token_ids,
         position_runs=runs,
+        encoded_runs=runs,
         kept_runs=kept_runs,
         kept_token_ids=token_ids,
         kept_position_runs=runs,

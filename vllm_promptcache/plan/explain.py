@@ -22,13 +22,15 @@ class ExplainedModule:
         start: First position of its extent.
         token_ids: Own tokens with placeholders, `[num_own_tokens]`.
         position_ids: Their positions, `[num_own_tokens]`.
+        encoded_position_ids: The positions that they were encoded at: others if the module was
+            moved, which rotates its keys, `[num_own_tokens]`.
         kept: Which of them are in the module's KV: all but placeholders, `[num_own_tokens]`.
         reused: Which of these the prompt reads; the others are computed again,
             `[num_own_tokens]`.
         context: What it was encoded behind: pairs of an index into `Explanation.modules` and how
             many of the first kept tokens of that module, placeholders not counted.
-        policy: `isolated` or `anchored`; `scaffold` or `exact` for tokens of one or more modules
-            that were encoded behind all before them, which have the path of the last one.
+        policy: `isolated`, `anchored` or `primed`; `scaffold` or `exact` for tokens of one or more
+            modules that were encoded behind all before them, which have the path of the last one.
         num_full_blocks: Blocks of it that are mapped by reference.
         num_tail_tokens: Tokens behind those that are copied.
     """
@@ -37,6 +39,7 @@ class ExplainedModule:
     start: int
     token_ids: tuple[int, ...]
     position_ids: tuple[int, ...]
+    encoded_position_ids: tuple[int, ...]
     kept: tuple[bool, ...]
     reused: tuple[bool, ...]
     context: tuple[tuple[int, int], ...]
@@ -66,9 +69,9 @@ class ExplainedTokens:
 class Explanation:
     """All tokens of a prompt with their positions.
 
-    To compute the prompt by hand: run each module's `token_ids` at `position_ids` behind its
-    `context`, keep the KV where `kept`; run all `new` tokens by position behind the `reused` KV of
-    all modules, where each sees what lies before it.
+    To compute the prompt by hand: run each module's `token_ids` at `encoded_position_ids` behind
+    its `context`, keep the KV where `kept`, and rotate the keys to `position_ids`; run all `new`
+    tokens by position behind the `reused` KV of all modules, where each sees what lies before it.
 
     Attributes:
         schema: Name of the prompt's schema.
@@ -79,7 +82,8 @@ class Explanation:
             same, because the prompt's end attends to them: it finds out when it runs the prompt.
         next_position: Position of the first generated token.
         modules: The root, even without tokens, then the imported cached modules in the order of
-            the block table. Empty where nothing is reused (`baseline`).
+            the block table, then primers that these were encoded behind. Empty where nothing is
+            reused (`baseline`).
         new: Tokens that are computed, by position.
     """
 
@@ -121,6 +125,7 @@ def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> 
         start=module.start,
         token_ids=module.token_ids,
         position_ids=tuple(_integers(module.position_runs)),
+        encoded_position_ids=tuple(_integers(module.encoded_runs)),
         kept=tuple(_chosen(module, [Run(0, module.num_kept_tokens)])),
         reused=tuple(_chosen(module, planned.reused)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),

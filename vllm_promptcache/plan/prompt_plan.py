@@ -120,8 +120,8 @@ class PromptPlan:
 
     Attributes:
         schema: Name of its schema.
-        modules: The root, then the imported cached modules in the order of the block table;
-            empty for a `baseline`.
+        modules: The root, then the imported cached modules in the order of the block table, and
+            what else they were encoded behind, of which nothing is reused; empty for a `baseline`.
         new: Tokens that are computed, by position.
         block_size: Tokens in a KV cache block, which the order of the prompt depends on.
         sequence: The modules it reads and the positions of the tokens it computes.
@@ -292,7 +292,7 @@ def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple
     for module in modules.values():
         for index in module.dependencies:
             # Modules of a chain are none of the schema's.
-            context = layout.modules[index] if index < len(layout.modules) else modules[index]
+            context = layout.at(index) if index < layout.num_indexes else modules[index]
             packed[context.key] = context.packed
         packed[module.relocation.origin if module.relocation else module.key] = module.packed
     return list(packed.items())

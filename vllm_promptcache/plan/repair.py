@@ -48,11 +48,12 @@ def _factor(asked: Sequence[PlannedModule], complete: Collection[int]) -> float:
 
 
 def _complete(modules: Iterable[PlannedModule]) -> Collection[int]:
-    """Indexes of modules that were encoded behind all that lies before them."""
+    """Indexes of modules that were encoded behind what lies before them, and nothing else."""
     reused = sorted((m for m in modules if m.reused), key=attrgetter("first_position"))
     complete, before = set(), set[int]()
     for planned in reused:
-        if before <= {span.index for span in planned.layout.context}:
+        context = {span.index for span in planned.layout.context}
+        if before == context and planned.layout.relocation is None:
             complete.add(planned.layout.index)
         before.add(planned.layout.index)
     return complete

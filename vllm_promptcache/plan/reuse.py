@@ -88,7 +88,13 @@ class ReuseChooser:
         ]
         planned = repaired(planned, self.prompt.repair, self.block_size)
         repeated = [tokens for item in planned for tokens in item.computed_again()]
-        return Reuse([item for item in planned if item.layout.cached], repeated)
+        cached = [item for item in planned if item.layout.cached]
+        return Reuse([*cached, *self._primers(cached)], repeated)
+
+    def _primers(self, modules: Iterable[PlannedModule]) -> list[PlannedModule]:
+        """The primers that modules were encoded behind. Of these nothing is read."""
+        used = {index for item in modules for index in item.layout.dependencies}
+        return [PlannedModule(p, ()) for p in self.layout.primers if p.index in used]
 
     def _exact(self) -> Reuse:
         """Everything behind all that lies before it, up to the first token that is new."""

@@ -27,7 +27,7 @@ def _modules(layout: SchemaLayout) -> Iterator[list[PlannedModule]]:
     """Each module behind its contexts."""
     for module in layout.modules:
         if module.is_reusable and module.num_kept_tokens > 1:
-            contexts = [PlannedModule(layout.modules[index], ()) for index in module.dependencies]
+            contexts = [PlannedModule(layout.at(index), ()) for index in module.dependencies]
             yield [*contexts, PlannedModule.first(module, module.num_kept_tokens)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
-EncodePolicy: TypeAlias = Literal["isolated", "anchored"]
+EncodePolicy: TypeAlias = Literal["isolated", "anchored", "primed"]
 SchemaPolicy: TypeAlias = EncodePolicy | Literal["exact"]
 RepairKind: TypeAlias = Literal["none", "head", "tail", "spread", "query"]
 LayoutName: TypeAlias = Literal["schema", "compact"]
