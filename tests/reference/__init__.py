@@ -5,6 +5,6 @@ product, so that a mistake in the product's understanding of a plan cannot hide 
 """
 
 from tests.reference.kv import KV
-from tests.reference.model import Reference, ReferenceOutput
+from tests.reference.model import Reference, ReferenceOutput, shift_of
 
-__all__ = ["KV", "Reference", "ReferenceOutput"]
+__all__ = ["KV", "Reference", "ReferenceOutput", "shift_of"]

@@ -107,7 +107,7 @@ class Reference:
         """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
         modules = explanation["modules"]
         kv = [
-            self._taken(modules, index, "reused", _shift(module))
+            self._taken(modules, index, "reused", shift_of(module))
             for index, module in enumerate(modules)
         ]
         return KV.concat(kv)
@@ -226,7 +226,7 @@ class Reference:
         return mask.masked_fill(keys > queries[:, None], lowest)[None, None]
 
 
-def _shift(module: dict[str, Any]) -> int:
+def shift_of(module: dict[str, Any]) -> int:
     """How far the tokens that are read of a module were moved; all of them alike."""
     places = zip(
         module["position_ids"], module["encoded_position_ids"], module["reused"], strict=True

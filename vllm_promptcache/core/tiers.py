@@ -35,7 +35,8 @@ class ModuleTiers:
         has_disk: Whether the workers keep files.
 
     Attributes:
-        can_relocate: Whether the workers can relocate modules; they have not said so at first.
+        can_relocate: Whether the workers can relocate modules; None until they have said so, which
+            they do before any module is resident.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ModuleTiers:
         num_host_blocks: int,
         has_disk: bool,
     ) -> None:
-        self.can_relocate = False
+        self.can_relocate: bool | None = None
         self.host = HostTier(num_host_blocks)
         self._disk = DiskTier(has_disk)
         self._store = store
@@ -90,7 +91,7 @@ class ModuleTiers:
 
     def relocation_of(self, modular: ModularRequest, key: bytes) -> Relocation | None:
         """How to make a module of a plan from one at another place; None if it is encoded there."""
-        return modular.relocations.get(key) if self.can_relocate else None
+        return None if self.can_relocate is False else modular.relocations.get(key)
 
     def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> None:
         """Makes a module of one at another place, if there is room (2-pml: relocation).
@@ -153,7 +154,7 @@ class ModuleTiers:
 
     def fetched(self, report: WorkerReport) -> None:
         """Takes note of the modules that a worker has read from disk, and of what it can do."""
-        self.can_relocate |= report.can_relocate
+        self.can_relocate = report.can_relocate
         # They may have been encoded and evicted since they were asked for.
         for key in [key for key, *_ in report.found if key in self.host]:
             self._disk.forget(key)

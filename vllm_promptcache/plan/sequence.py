@@ -193,9 +193,8 @@ class ModuleSpec(msgspec.Struct, frozen=True, array_like=True):
         return runs
 
     def relocated(self, relocation: Relocation) -> ModuleSpec:
-        """The same module at another place."""
+        """The same module encoded at another place, alone: its context stays where it is."""
         runs = tuple(
             Run(run.start + relocation.shift, run.num_tokens) for run in self.sequence.position_runs
         )
-        sequence = SequencePlan(self.sequence.spans, runs)
-        return ModuleSpec(relocation.key, sequence, self.token_ids, self.kept_runs)
+        return ModuleSpec(relocation.key, SequencePlan((), runs), self.token_ids, self.kept_runs)
