@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.reuse_attention import GroupedAttention, visible
 from benchmarks.reuse_prompt import NEUTRAL, STOP, Prompt, tokenize
+from vllm_promptcache.layout.primer_text import PRIMER
 
 NUM_SINK_TOKENS = 4
 
@@ -26,6 +27,7 @@ class Reader:
         AttentionInterface.register("grouped", self.attention)
         self.model.set_attn_implementation("grouped")
         self.neutral = tokenize(self.tokenizer, NEUTRAL)
+        self.primer = tokenize(self.tokenizer, PRIMER)
 
     def forward(
         self,
@@ -80,6 +82,11 @@ class Reader:
         if base == "neutral":
             # Only distances count for the rotation: the first one's may begin below zero.
             return self.neutral, range(module.start - len(self.neutral), module.start)
+        if base == "primed":
+            primer = self.primer[: module.start - prompt.num_root]
+            return prompt.token_ids[: prompt.num_root] + primer, range(
+                prompt.num_root + len(primer)
+            )
         num_seen = {"isolated": 0, "anchored": prompt.num_root, "sink": NUM_SINK_TOKENS}[base]
         return prompt.token_ids[:num_seen], range(num_seen)
 

@@ -7,11 +7,12 @@ their keys and values were computed:
     isolated  the module alone
     anchored  the root and the module
     sink      the first four tokens of the root, at the first positions, and the module
-    neutral   a prose text, at the positions before the module, and the module
+    neutral   a short prose text, at the positions before the module, and the module
+    primed    the root, as much of the primer as there are positions, and the module
 
 A repair chooses tokens to compute again. The base may be left out and is then `isolated`:
 
-    head:K, tail:K            the first K tokens of each module but the first; the last K of each
+    head:K, tail:K            the first K tokens of each module; the last K of each
     random:R, spread:R        R percent of all tokens, or whole blocks spread evenly
     deviation:R, query:R      the tokens whose keys and values of the second layer differ the most
                               from a prefill; those that the question attends to the most
@@ -33,7 +34,9 @@ from random import Random
 
 import torch
 
-BASES = ("plain", "isolated", "anchored", "sink", "neutral")
+BASES = ("plain", "isolated", "anchored", "sink", "neutral", "primed")
+# Under these the first module has seen all that lies before it, so it is never repaired.
+FIRST_IS_COMPLETE = ("anchored", "primed")
 BLOCK_SIZE = 16
 
 Scores = Callable[[str], torch.Tensor]
@@ -77,13 +80,15 @@ class Policy:
     def repaired(self, modules: Sequence[range], scores: Scores, seed: str) -> list[int]:
         """The positions of the tokens to compute again, in ascending order."""
         chosen: set[int] = set()
+        candidates = modules[1:] if self.base in FIRST_IS_COMPLETE else modules
         for kind, amount in self.repairs:
-            chosen.update(_choose(kind, amount, modules, scores, seed))
+            budget = round(sum(map(len, modules)) * amount / 100)
+            chosen.update(_choose(kind, amount, budget, candidates, scores, seed))
         return sorted(chosen)
 
 
 def _choose(
-    kind: str, amount: int, modules: Sequence[range], scores: Scores, seed: str
+    kind: str, amount: int, budget: int, modules: Sequence[range], scores: Scores, seed: str
 ) -> Iterable[int]:
     """The positions that one repair chooses.
 
@@ -91,16 +96,15 @@ def _choose(
         ValueError: If there is no such repair.
     """
     positions = [position for module in modules for position in module]
-    budget = round(len(positions) * amount / 100)
     match kind:
         case "all":
             return positions
         case "head":
-            return [position for module in modules[1:] for position in module[:amount]]
+            return [position for module in modules for position in module[:amount]]
         case "tail":
             return [position for module in modules for position in module[-amount:]]
         case "random":
-            return Random(seed).sample(positions, budget)
+            return Random(seed).sample(positions, min(budget, len(positions)))
         case "spread":
             return _spread(modules, amount)
         case "deviation" | "query" | "early-query" | "last":

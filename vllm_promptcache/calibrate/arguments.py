@@ -8,8 +8,7 @@ from pathlib import Path
 from vllm_promptcache.evaluate.arguments import add_engine_arguments
 
 CANDIDATES = (
-    "isolated,anchored,anchored+head:16,isolated+query:15,anchored+query:15,isolated+query:30,"
-    "anchored+query:30"
+    "isolated,anchored,primed,primed+head:16,anchored+query:15,primed+query:15,primed+query:30"
 )
 _EPILOG = """\
 A policy passes if the mean score of its answers is at most --tolerance points (of 100) below that

@@ -1,4 +1,4 @@
-<schema name="code" encode="anchored">
+<schema name="code">
 <!-- After the code generation of Gim et al., section 5.6: each source file is a module, and a prompt
      imports the files that matter. -->
 <system>You are a Python programmer. You answer with short, complete code.</system>

@@ -1,7 +1,6 @@
-<schema name="travel" encode="anchored">
+<schema name="travel">
 <!-- After the travel planner of Gim et al., section 5.6. Line ends are part of the text, so the
-     prose starts at the margin. Modules are encoded behind the system message (`anchored`), and the
-     placeholders are words: a small model answers better for both. -->
+     prose starts at the margin. The placeholders are words: a small model answers better for it. -->
 <system>You are a travel planner. You answer in a few friendly sentences, and only with what the
 notes about the trip say.</system>
 <user>
