@@ -64,7 +64,7 @@ def compile_schema(
     placement = _place(schema, tokenizer, encode, repair, max_model_len)
     drafts = placement.modules
     check_layout(schema, drafts, max_model_len=max_model_len)
-    primers = draft_primers(drafts, tokenizer)
+    primers = draft_primers(drafts, tokenizer, is_compact=placement.is_compact)
     contexts = Contexts(drafts, primers, placement.is_compact)
     salt = _NO_TENANT if schema.private else b""
     finished = _finish([*drafts, *primers.values()], contexts, salt)

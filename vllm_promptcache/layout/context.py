@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_promptcache.layout.drafts import ModuleDraft
+from vllm_promptcache.layout.primer import path_to, room_for_primer
 from vllm_promptcache.layout.schema_layout import ContextSpan
 
 
@@ -31,29 +32,18 @@ class Contexts:
         """
         if draft.policy == "isolated":
             return ()
-        spans = reversed(
-            [span for inner in self._path(draft) for span in self._spans(draft, inner)]
-        )
-        return tuple(span for span in spans if span.num_tokens)
+        path = path_to(draft, self.drafts)
+        spans = [span for inner, around in path for span in self._spans(draft, inner, around)]
+        return tuple(span for span in reversed(spans) if span.num_tokens)
 
-    def _path(self, draft: ModuleDraft) -> Iterator[ModuleDraft]:
-        """The module, and all that it is nested in but the root."""
-        while draft.parent is not None:
-            yield draft
-            draft = self.drafts[draft.parent]
-
-    def _spans(self, draft: ModuleDraft, inner: ModuleDraft) -> Iterator[ContextSpan]:
-        """What the module around `inner` contributes, last part first."""
-        assert inner.parent is not None
-        around = self.drafts[inner.parent]
+    def _spans(
+        self, draft: ModuleDraft, inner: ModuleDraft, around: ModuleDraft
+    ) -> Iterator[ContextSpan]:
+        """What a module around the one in question contributes, last part first."""
         primer = self.primers.get(around.index)
         if draft.policy == "primed" and primer is not None:
-            yield ContextSpan(primer.index, min(len(primer.kept_ids), self._room(around, inner)))
+            room = room_for_primer(around, inner, is_compact=self.is_compact)
+            yield ContextSpan(primer.index, min(len(primer.kept_ids), room))
         if around.cached:
             num_tokens = min(around.num_kept_before(draft.start), around.num_reusable)
             yield ContextSpan(around.index, num_tokens)
-
-    def _room(self, around: ModuleDraft, inner: ModuleDraft) -> int:
-        """Positions between a module's head and what is next: its own text, or one nested in it."""
-        texts = [] if self.is_compact else [run.start for run in around.runs if run.num_tokens]
-        return min([inner.start, *(s for s in texts if s >= around.head)]) - around.head

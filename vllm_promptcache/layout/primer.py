@@ -7,7 +7,9 @@ much as it would behind other modules, whatever these say (benchmarks/QUALITY.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
@@ -18,25 +20,52 @@ PRIMER_NAME = "(primer)"
 
 
 def draft_primers(
-    drafts: Sequence[ModuleDraft], tokenizer: LayoutTokenizer
+    drafts: Sequence[ModuleDraft], tokenizer: LayoutTokenizer, *, is_compact: bool
 ) -> Mapping[int, ModuleDraft]:
     """Drafts the primers of a schema: one behind the head of each module that has use for one.
 
     Args:
         drafts: All modules, placed.
         tokenizer: The model's tokenizer.
+        is_compact: Whether the schema is compact.
 
     Returns:
-        Primers by the index of the module that they are in. Their own indexes follow those of the
-        modules.
+        Primers by the index of the module that they are in, each as long as any module has room
+        for. Their own indexes follow those of the modules.
     """
-    primers: dict[int, ModuleDraft] = {}
+    rooms: dict[int, int] = {}
     for draft in drafts:
-        inside = drafts[draft.index + 1 : draft.last_descendant + 1]
-        if any(d.policy == "primed" and d.start > draft.head for d in inside):
-            index = len(drafts) + len(primers)
-            primers[draft.index] = _primer(draft, index, tokenizer.primer_ids)
-    return primers
+        for inner, around in path_to(draft, drafts) if draft.policy == "primed" else ():
+            room = room_for_primer(around, inner, is_compact=is_compact)
+            rooms[around.index] = max(room, rooms.get(around.index, 0))
+    parents = [drafts[index] for index, room in sorted(rooms.items()) if room]
+    return {
+        parent.index: _primer(parent, index, tokenizer.primer_ids[: rooms[parent.index]])
+        for index, parent in enumerate(parents, start=len(drafts))
+    }
+
+
+def path_to(
+    draft: ModuleDraft, drafts: Sequence[ModuleDraft]
+) -> Iterator[tuple[ModuleDraft, ModuleDraft]]:
+    """A module and the one around it, then that one and the one around it, up to the root."""
+    while draft.parent is not None:
+        around = drafts[draft.parent]
+        yield draft, around
+        draft = around
+
+
+def room_for_primer(around: ModuleDraft, inner: ModuleDraft, *, is_compact: bool) -> int:
+    """Positions between a module's head and one nested in it, or its own text before that.
+
+    In a compact schema its own text behind the head may be anywhere, so it is not before that.
+    """
+    end = inner.start
+    if not is_compact:
+        index = bisect_left(around.runs, around.head, key=attrgetter("start"))
+        text = next((run.start for run in around.runs[index:] if run.num_tokens), end)
+        end = min(end, text)
+    return end - around.head
 
 
 def _primer(parent: ModuleDraft, index: int, token_ids: Sequence[int]) -> ModuleDraft:

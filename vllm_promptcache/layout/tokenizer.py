@@ -11,6 +11,9 @@ from vllm_promptcache.layout.chat_template import derive_roles
 from vllm_promptcache.layout.primer_text import PRIMER
 from vllm_promptcache.layout.roles import ChatRoles
 
+# Most tokenizers need fewer tokens for a primer, but one that knows hardly any words may not.
+MAX_PRIMER_LEN = 512
+
 
 class HFTokenizer(Protocol):
     """The part of a Hugging Face tokenizer that is used here."""
@@ -84,7 +87,7 @@ class LayoutTokenizer:
     @cached_property
     def primer_ids(self) -> list[int]:
         """Tokens of the primer."""
-        return self.encode([PRIMER])[0]
+        return self.encode([PRIMER])[0][:MAX_PRIMER_LEN]
 
     @cached_property
     def bos_id(self) -> int | None:
