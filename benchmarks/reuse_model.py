@@ -27,7 +27,7 @@ class Reader:
         AttentionInterface.register("grouped", self.attention)
         self.model.set_attn_implementation("grouped")
         self.neutral = tokenize(self.tokenizer, NEUTRAL)
-        self.primer = tokenize(self.tokenizer, PRIMER)
+        self.primer = [tokenize(self.tokenizer, sentence) for sentence in PRIMER]
 
     def forward(
         self,

@@ -6,9 +6,18 @@ from tests.layout.compiling import Compiler, by_path, positions
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.layout.compiler import salted
 from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.tokenizer import MAX_PRIMER_LEN
 
 PRIMED = 'encode="primed"'
-LENGTH = len(Compiler().tokenizer.primer_ids)
+SENTENCES = [[101], [102], [103, 104]]
+LENGTH = 4
+
+
+def compiled(children: str, attributes: str = PRIMED, **options: object) -> SchemaLayout:
+    """Compiles a schema with a short primer."""
+    compiler = Compiler()
+    compiler.tokenizer.primer = SENTENCES
+    return compiler.compile(children, attributes, **options)
 
 
 def contexts(layout: SchemaLayout, path: str) -> list[tuple[str, int]]:
@@ -18,39 +27,34 @@ def contexts(layout: SchemaLayout, path: str) -> list[tuple[str, int]]:
 
 
 def test_a_primer_fills_the_positions_of_the_modules_before() -> None:
-    layout = Compiler().compile(
+    layout = compiled(
         "r r <module name='a'>1 2 3</module><module name='b'>4</module><module name='c'>5</module>",
-        PRIMED,
     )
     (primer,) = layout.primers
     # It is as long as any of them has room for.
     assert (primer.path, primer.start, primer.num_kept_tokens) == ("(primer)", 2, 4)
     assert contexts(layout, "a") == [("", 2)]
-    assert contexts(layout, "b") == [("", 2), ("(primer)", 3)]
+    # There is room for three tokens, but these are no whole sentences.
+    assert contexts(layout, "b") == [("", 2), ("(primer)", 2)]
     assert contexts(layout, "c") == [("", 2), ("(primer)", 4)]
     assert by_path(layout)["c"].dependencies == (0, primer.index)
 
 
 def test_a_primer_ends_where_text_of_the_schema_begins() -> None:
-    layout = Compiler().compile(
-        "<module name='a'>1 2</module> then <module name='b'>3</module>", PRIMED
-    )
+    layout = compiled("<module name='a'>1 2</module> then <module name='b'>3</module>")
     assert contexts(layout, "b") == [("", 1), ("(primer)", 2)]
 
 
 def test_no_more_is_read_of_a_primer_than_there_is() -> None:
     long = " ".join(["x"] * (LENGTH + 5))
-    layout = Compiler().compile(
-        f"<module name='a'>{long}</module><module name='b'>1</module>", PRIMED
-    )
+    layout = compiled(f"<module name='a'>{long}</module><module name='b'>1</module>")
     assert contexts(layout, "b") == [("(primer)", LENGTH)]
 
 
 def test_nested_modules_are_behind_the_primers_of_all_around_them() -> None:
-    layout = Compiler().compile(
+    layout = compiled(
         "r <module name='a'>1</module><module name='b'>2 <module name='c'>3 3</module>"
         "<module name='d'>4</module></module>",
-        PRIMED,
     )
     assert [primer.path for primer in layout.primers] == ["(primer)", "b/(primer)"]
     assert contexts(layout, "b/d") == [("", 1), ("(primer)", 1), ("b", 1), ("b/(primer)", 2)]
@@ -60,10 +64,9 @@ def test_nested_modules_are_behind_the_primers_of_all_around_them() -> None:
 
 
 def test_members_of_a_union_stand_where_one_of_them_would() -> None:
-    layout = Compiler().compile(
+    layout = compiled(
         "<module name='a'>1</module>"
         "<union><module name='b'>2</module><module name='c'>3</module></union>",
-        PRIMED,
     )
     assert contexts(layout, "b") == contexts(layout, "c") == [("(primer)", 1)]
 
@@ -72,11 +75,17 @@ def test_without_primed_modules_nothing_is_tokenised_for_them() -> None:
     compiler = Compiler()
     layout = compiler.compile("<module name='a'>1</module><module name='b'>2</module>")
     assert layout.primers == ()
-    assert all(PRIMER not in texts for texts in compiler.words.calls)
+    assert not any(set(PRIMER) & set(texts) for texts in compiler.words.calls)
+
+
+def test_a_tokenizer_with_few_words_gets_a_part_of_the_primer() -> None:
+    tokenizer = Compiler().tokenizer
+    tokenizer.encode = lambda texts: [[0] * 100 for _ in texts]  # type: ignore[method-assign]
+    assert sum(map(len, tokenizer.primer)) == MAX_PRIMER_LEN // 100 * 100
 
 
 def test_a_module_may_say_it_for_itself() -> None:
-    layout = Compiler().compile(
+    layout = compiled(
         "<module name='a'>1</module><module name='b' encode='primed'>2</module>"
         "<module name='c' encode='anchored'>3</module>"
     )
@@ -85,7 +94,7 @@ def test_a_module_may_say_it_for_itself() -> None:
 
 
 def test_modules_of_a_compact_schema_are_all_behind_the_whole_primer() -> None:
-    layout = Compiler().compile(
+    layout = compiled(
         "r r <module name='a'>1 2 3</module><module name='b'>4</module> end",
         f'{PRIMED} layout="compact"',
     )
@@ -101,16 +110,16 @@ def test_modules_of_a_compact_schema_are_all_behind_the_whole_primer() -> None:
 def test_a_compact_module_that_leaves_no_room_has_no_primer() -> None:
     children = "<module name='a'>1 2 3</module>"
     attributes = f'{PRIMED} layout="compact"'
-    fits = Compiler().compile(children, attributes, max_model_len=LENGTH + 3)
+    fits = compiled(children, attributes, max_model_len=LENGTH + 3)
     assert contexts(fits, "a") == [("(primer)", LENGTH)]
-    full = Compiler().compile(children, attributes, max_model_len=LENGTH + 2)
+    full = compiled(children, attributes, max_model_len=LENGTH + 2)
     assert contexts(full, "a") == []
     assert positions(by_path(full)["a"].position_runs) == [0, 1, 2]
 
 
 def test_tenants_share_no_primers() -> None:
     children = "<module name='a'>1</module><module name='b'>2</module>"
-    layout = Compiler().compile(children, f'{PRIMED} private="true"')
+    layout = compiled(children, f'{PRIMED} private="true"')
     one, other = salted(layout, b"one"), salted(layout, b"other")
     keys = [{m.key for m in (*each.modules, *each.primers)} for each in (layout, one, other)]
     assert not keys[0] & keys[1]

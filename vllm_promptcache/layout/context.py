@@ -43,7 +43,8 @@ class Contexts:
         primer = self.primers.get(around.index)
         if draft.policy == "primed" and primer is not None:
             room = room_for_primer(around, inner, is_compact=self.is_compact)
-            yield ContextSpan(primer.index, min(len(primer.kept_ids), room))
+            # Whole sentences: a module would take the rest of one for its own.
+            yield ContextSpan(primer.index, primer.num_kept_within(room))
         if around.cached:
             num_tokens = min(around.num_kept_before(draft.start), around.num_reusable)
             yield ContextSpan(around.index, num_tokens)

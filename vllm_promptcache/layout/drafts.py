@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -71,6 +71,10 @@ class ModuleDraft:
         """Appends own tokens whose KV is dropped after the encode (paper, section 3.3)."""
         self.token_ids.extend(token_ids)
         self.runs.append(Run(position, len(token_ids)))
+
+    def num_kept_within(self, num_tokens: int) -> int:
+        """Kept tokens of the pieces that are in the first `num_tokens` as a whole."""
+        return self.kept_counts[bisect_right(self.kept_counts, num_tokens) - 1]
 
     def num_kept_before(self, position: int) -> int:
         """Kept tokens before the start of a module nested in this one.

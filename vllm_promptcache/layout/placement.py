@@ -131,7 +131,7 @@ class Placement:
         index = parent.children[module.name] = len(self.modules)
         policy = module.encode or self.default_encode
         if policy == "primed" and self.has_leads:
-            self.cursor += len(self.tokenizer.primer_ids)
+            self.cursor += sum(map(len, self.tokenizer.primer))
         draft = ModuleDraft(
             index=index,
             path=parent.path_of(module.name),

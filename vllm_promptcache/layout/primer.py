@@ -8,7 +8,7 @@ much as it would behind other modules, whatever these say (benchmarks/QUALITY.md
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
 from vllm_promptcache.layout.drafts import ModuleDraft
@@ -30,8 +30,8 @@ def draft_primers(
         is_compact: Whether the schema is compact.
 
     Returns:
-        Primers by the index of the module that they are in, each as long as any module has room
-        for. Their own indexes follow those of the modules.
+        Primers by the index of the module that they are in, with as many sentences as any module
+        has room for. Their own indexes follow those of the modules.
     """
     rooms: dict[int, int] = {}
     for draft in drafts:
@@ -40,7 +40,7 @@ def draft_primers(
             rooms[around.index] = max(room, rooms.get(around.index, 0))
     parents = [drafts[index] for index, room in sorted(rooms.items()) if room]
     return {
-        parent.index: _primer(parent, index, tokenizer.primer_ids[: rooms[parent.index]])
+        parent.index: _primer(parent, index, tokenizer.primer, rooms[parent.index])
         for index, parent in enumerate(parents, start=len(drafts))
     }
 
@@ -68,7 +68,9 @@ def room_for_primer(around: ModuleDraft, inner: ModuleDraft, *, is_compact: bool
     return end - around.head
 
 
-def _primer(parent: ModuleDraft, index: int, token_ids: Sequence[int]) -> ModuleDraft:
+def _primer(
+    parent: ModuleDraft, index: int, sentences: Iterable[Sequence[int]], room: int
+) -> ModuleDraft:
     primer = ModuleDraft(
         index=index,
         path=parent.path_of(PRIMER_NAME),
@@ -78,9 +80,13 @@ def _primer(parent: ModuleDraft, index: int, token_ids: Sequence[int]) -> Module
         policy="primed",
         cached=True,
         repair=NO_REPAIR,
-        num_reusable=len(token_ids),
+        end=parent.head,
         last_descendant=index,
     )
-    primer.add_text(token_ids, primer.start)
-    primer.end = primer.start + len(token_ids)
+    for token_ids in sentences:
+        if len(primer.kept_ids) + len(token_ids) > room:
+            break
+        primer.add_text(token_ids, primer.end)
+        primer.end += len(token_ids)
+    primer.num_reusable = len(primer.kept_ids)
     return primer

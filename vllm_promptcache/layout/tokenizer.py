@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
@@ -85,9 +86,11 @@ class LayoutTokenizer:
         return space[0]
 
     @cached_property
-    def primer_ids(self) -> list[int]:
-        """Tokens of the primer."""
-        return self.encode([PRIMER])[0][:MAX_PRIMER_LEN]
+    def primer(self) -> list[list[int]]:
+        """Tokens of each sentence of the primer, as far as there are not too many."""
+        sentences = self.encode(PRIMER)
+        ends = accumulate(map(len, sentences))
+        return [s for s, end in zip(sentences, ends, strict=True) if end <= MAX_PRIMER_LEN]
 
     @cached_property
     def bos_id(self) -> int | None:
