@@ -8,7 +8,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from vllm_promptcache.plan.codec import PLAN_KEY, pack_module, pack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, Run, SequencePlan
 
 BLOCK_SIZE = 4
 
@@ -36,6 +36,7 @@ def request(
     spans: list[ModuleSpan],
     modules: list[ModuleSpec],
     siblings: list[ModuleSpec] | None = None,
+    relocations: list[Relocation] | None = None,
 ) -> Request:
     """A request that reads `spans` and computes 3 tokens at position 1000."""
     sequence = SequencePlan(tuple(spans), (Run(1000, 3),))
@@ -43,7 +44,8 @@ def request(
         "schema",
         sequence,
         [(spec.key, pack_module(spec)) for spec in modules],
-        siblings=b"".join(spec.key for spec in siblings or ()),
+        relocations or (),
+        b"".join(spec.key for spec in siblings or ()),
     )
     return raw_request(request_id, sequence.num_cached_tokens + 3, packed)
 

@@ -1,0 +1,46 @@
+"""Modules at other places than their own: rotated where that can be done, else encoded there."""
+
+from vllm_promptcache.core.step import RelocationCopy, WorkerReport
+from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
+
+from .plans import module, request, span
+from .test_residency import Engine
+
+BEFORE = module("before", 6)
+AT_HOME = module("moves", 9, context=(span(BEFORE),))
+MOVED = Relocation(b"m" * 32, AT_HOME.key, 20)
+
+
+def engine_with_a_moved_module() -> Engine:
+    engine = Engine()
+    moved = ModuleSpan(MOVED.key, AT_HOME.num_kept_tokens, (Run(0, AT_HOME.num_kept_tokens),))
+    engine.add(request("user", [moved], [BEFORE, AT_HOME], relocations=[MOVED]))
+    return engine
+
+
+def report(engine: Engine, *, can_relocate: bool) -> None:
+    engine.residency.tiers.fetched(WorkerReport([], [], can_relocate))
+
+
+def test_a_module_that_moves_is_encoded_at_home_behind_its_context_and_rotated():
+    engine = engine_with_a_moved_module()
+    # What the workers can do is not known yet.
+    assert engine.prepare() == [BEFORE, AT_HOME]
+    for waiting in engine.queue[:2]:
+        engine.run_encode(waiting)
+    report(engine, can_relocate=True)
+    assert engine.prepare() == []
+    assert engine.residency.store.stats.num_relocations == 1
+    assert len(engine.residency.map(engine.residency.requests["user"])) == 2
+    (copy,) = engine.residency.end_step({}, lambda _: []).moves
+    assert isinstance(copy, RelocationCopy)
+    assert (copy.shift, copy.target.key) == (20, MOVED.key)
+
+
+def test_where_keys_cannot_be_rotated_it_is_encoded_at_its_place_alone():
+    engine = engine_with_a_moved_module()
+    report(engine, can_relocate=False)
+    (spec,) = engine.prepare()
+    assert spec.key == MOVED.key
+    assert spec.sequence == SequencePlan((), (Run(20, 9),))
+    assert (spec.token_ids, spec.kept_runs) == (AT_HOME.token_ids, AT_HOME.kept_runs)
