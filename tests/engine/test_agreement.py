@@ -45,9 +45,9 @@ NUM_RANDOM_SCHEMAS = 6
 NUM_PROMPTS_BFLOAT16 = 48
 NUM_LOGPROBS = 50
 KV_CACHE_BYTES = 640 << 20
-# Rounding of this model: on prompts of few tokens its log-probabilities from vLLM without modules,
-# from transformers in float32 and in float64 are up to 1.2e-4 apart; elsewhere up to 5e-5.
-TOLERANCE = 2e-4
+# Rounding of this model: on prompts of few tokens the reference's own log-probabilities in float32
+# and in float64 are up to 1.8e-4 apart, and vLLM's without modules up to 1.2e-4; elsewhere 5e-5.
+TOLERANCE = 3e-4
 
 
 def start(model: Path, block_size: int, dtype: str = "float32"):

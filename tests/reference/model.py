@@ -13,6 +13,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from tests.reference.kv import KV
 
+# Tokens whose KV is kept for further prompts: about a GiB of SmolLM2-135M in float32. A module is
+# another one at every place that it is moved to, and so is its context.
+MAX_KEPT_TOKENS = 20_000
+
 Explanation = dict[str, Any]
 EncodeId = tuple[Any, ...]
 
@@ -49,7 +53,7 @@ class ReferenceOutput:
 class Reference:
     """Prompt modules done by hand: encode each alone, put the KV together, prefill the rest.
 
-    Modules are kept once encoded, for as long as the object lives.
+    Modules are kept once encoded, up to `MAX_KEPT_TOKENS`.
     """
 
     def __init__(self, model_path: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -156,8 +160,13 @@ class Reference:
             before = [-sys.maxsize] * context.num_tokens
             positions = [position + shift for position in module["encoded_position_ids"]]
             self._forward(cache, before, module["token_ids"], positions, num_logits=1)
-            self._encoded[encode_id] = KV.of_cache(cache, context.num_tokens)
+            self._keep(encode_id, KV.of_cache(cache, context.num_tokens))
         return self._encoded[encode_id]
+
+    def _keep(self, encode_id: EncodeId, encoded: KV) -> None:
+        while sum(kv.num_tokens for kv in self._encoded.values()) > MAX_KEPT_TOKENS:
+            self._encoded.pop(next(iter(self._encoded)))
+        self._encoded[encode_id] = encoded
 
     def _generate(
         self,
