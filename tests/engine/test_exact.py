@@ -26,6 +26,7 @@ from tests.engine.harness import greedy, modules_only, running_engine  # noqa: E
 from tests.generators import FIXED_SCHEMAS, CaseMaker  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402
+from vllm_promptcache.layout.primer import PRIMER_NAME  # noqa: E402
 
 NUM_PROMPTS = 24
 BATCH_SIZE = 8
@@ -92,7 +93,8 @@ def scaffold_prompts(llm: LLM, *, seed: int, num_prompts: int) -> list[str]:
     for number in range(100 * num_prompts):
         schema = maker.schema(f"scaffold-{number}", llm.add_schema)
         pml = with_policy(maker.prompt(schema).pml, "")
-        paths = sorted({m["path"] for m in explain(llm, pml)["modules"]} - {""})
+        modules = explain(llm, pml)["modules"]
+        paths = sorted({m["path"] for m in modules if not m["path"].endswith(PRIMER_NAME)} - {""})
         if len(paths) < 2 or "<scaffold" in schema.pml or 'encode="exact"' in schema.pml:
             continue
         scaffold = f'<scaffold modules="{" ".join(paths)}"/>'
