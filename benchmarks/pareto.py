@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -54,9 +54,10 @@ def bar(result: dict[str, Any], name: str) -> tuple[float, list[list[float]]]:
     return factor * value, [[factor * (value - ends[0])], [factor * (ends[1] - value)]]
 
 
-def draw(axes: Any, row: Row, name: str) -> None:
-    """Draws a panel."""
-    for number, result in enumerate(row.results):
+def draw(axes: Any, row: Row, name: str, numbers: Mapping[str, int]) -> None:
+    """Draws a panel; `numbers` has one for each policy."""
+    for result in row.results:
+        number = numbers[result["policy"]]
         (x, x_error), (y, y_error) = bar(result, SHARE), bar(result, name)
         # Points of the same share of tokens, such as 0, would hide each other without colours.
         axes.errorbar(
@@ -78,11 +79,14 @@ def plot(rows: list[Row], path: Path) -> None:
     """Draws all rows into a file."""
     from matplotlib import pyplot
 
+    # A policy looks the same in all rows.
+    policies = dict.fromkeys(result["policy"] for row in rows for result in row.results)
+    numbers = {policy: number for number, policy in enumerate(policies)}
     size = (11, 3.6 * len(rows))
     figure, panels = pyplot.subplots(len(rows), len(PANELS), figsize=size, squeeze=False)
     for row, pair in zip(rows, panels, strict=True):
         for name, axes in zip(PANELS, pair, strict=True):
-            draw(axes, row, name)
+            draw(axes, row, name, numbers)
         pair[0].set_title(row.title, loc="left", fontsize="medium")
         pair[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
