@@ -83,10 +83,12 @@ class Reader:
             # Only distances count for the rotation: the first one's may begin below zero.
             return self.neutral, range(module.start - len(self.neutral), module.start)
         if base == "primed":
-            primer = self.primer[: module.start - prompt.num_root]
-            return prompt.token_ids[: prompt.num_root] + primer, range(
-                prompt.num_root + len(primer)
-            )
+            primed = prompt.token_ids[: prompt.num_root]
+            for sentence in self.primer:
+                if len(primed) + len(sentence) > module.start:
+                    break
+                primed = primed + sentence
+            return primed, range(len(primed))
         num_seen = {"isolated": 0, "anchored": prompt.num_root, "sink": NUM_SINK_TOKENS}[base]
         return prompt.token_ids[:num_seen], range(num_seen)
 

@@ -63,7 +63,8 @@ def room_for_primer(around: ModuleDraft, inner: ModuleDraft, *, is_compact: bool
     end = inner.start
     if not is_compact:
         index = bisect_left(around.runs, around.head, key=attrgetter("start"))
-        text = next((run.start for run in around.runs[index:] if run.num_tokens), end)
+        texts = (around.runs[i] for i in range(index, len(around.runs)))
+        text = next((run.start for run in texts if run.num_tokens), end)
         end = min(end, text)
     return end - around.head
 
