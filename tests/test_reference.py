@@ -206,6 +206,23 @@ def test_encoded_modules_are_not_mixed_up(reference: Reference) -> None:
     assert all(map(torch.equal, outputs, again))
 
 
+def test_moved_modules_equal_those_encoded_there(reference: Reference) -> None:
+    """Another place is another angle of all keys: of the module's, and of its context's."""
+    if reference.model.config.model_type in ("opt", "gpt_neox"):
+        pytest.skip("no engine moves its modules")
+    before, module = some_tokens(20, 1), some_tokens(30, 2)
+    outputs = []
+    for home in (200, 900):
+        modules = [a_module(before, home), a_module(module, home + 20, context=[(0, 20)])]
+        modules[1]["position_ids"] = list(range(920, 950))
+        # The context is encoded for the module only.
+        modules[0]["reused"] = [False] * 20
+        outputs.append(reference.run(a_prompt(modules, some_tokens(5, 3), 950), 1).first_logprobs)
+    moved, there = outputs
+    # At position 900 an angle in float32 is off by up to 3e-5.
+    assert largest_difference(moved, there) < 1e-4
+
+
 def test_positions_matter(reference: Reference) -> None:
     """One position off in one module is far beyond any tolerance: the tests would see it."""
     new = some_tokens(5, 1)

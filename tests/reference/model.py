@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.llama.modeling_llama import rotate_half
 
 from tests.reference.kv import KV
 
-# Tokens whose KV is kept for further prompts: about a GiB of SmolLM2-135M in float32. A module is
-# another one at every place that it is moved to, and so is its context.
+# Tokens whose KV is kept for further prompts: about a GiB of SmolLM2-135M in float32.
 MAX_KEPT_TOKENS = 20_000
 
 Explanation = dict[str, Any]
@@ -110,11 +110,7 @@ class Reference:
     def cached_kv(self, explanation: Explanation) -> KV:
         """Returns the KV that an explained prompt starts from: its modules' kept tokens."""
         modules = explanation["modules"]
-        kv = [
-            self._taken(modules, index, "reused", shift_of(module))
-            for index, module in enumerate(modules)
-        ]
-        return KV.concat(kv)
+        return KV.concat([self._reused(modules, index) for index in range(len(modules))])
 
     def _start(
         self, explanation: Explanation
@@ -140,25 +136,43 @@ class Reference:
         ]
         return cache, cached, [token_id for _, token_id in new], position_ids
 
-    def _taken(self, modules: list[dict[str, Any]], index: int, which: str, shift: int) -> KV:
+    def _reused(self, modules: list[dict[str, Any]], index: int) -> KV:
+        """Returns the KV of those of a module's tokens that the prompt reads, where it has them."""
+        module, kv = modules[index], self._taken(modules, index, "reused")
+        if not (shift := shift_of(module)):
+            return kv
+        encoded_at = zip(module["encoded_position_ids"], module["reused"], strict=True)
+        return self._moved(kv, [position for position, is_reused in encoded_at if is_reused], shift)
+
+    def _moved(self, kv: KV, positions: Sequence[int], shift: int) -> KV:
+        """Turns keys back from the positions that they were encoded at, and on to others."""
+        old = torch.tensor([list(positions)])
+        # The model's own angles, which at large positions are rounded by more than keys are.
+        rotary = self.model.base_model.rotary_emb
+        (cos, sin), (new_cos, new_sin) = (rotary(torch.empty(0), at) for at in (old, old + shift))
+
+        def moved(key: torch.Tensor) -> torch.Tensor:
+            raw = (key * cos - rotate_half(key) * sin) / (cos**2 + sin**2)
+            return (raw * new_cos + rotate_half(raw) * new_sin).to(key.dtype)
+
+        return KV(tuple((moved(key), value) for key, value in kv.layers))
+
+    def _taken(self, modules: list[dict[str, Any]], index: int, which: str) -> KV:
         """Returns the KV of those of a module's tokens that are `kept` or `reused`."""
         taken = [i for i, is_taken in enumerate(modules[index][which]) if is_taken]
-        return self._encode(modules, index, shift).take(torch.tensor(taken)) if taken else KV()
+        return self._encode(modules, index).take(torch.tensor(taken)) if taken else KV()
 
-    def _encode(self, modules: list[dict[str, Any]], index: int, shift: int) -> KV:
-        """Returns the KV of all of a module's tokens, placeholders included.
-
-        To shift the positions of a module and of all of its context is to rotate its keys.
-        """
-        encode_id = _encode_id(modules, index, shift)
+    def _encode(self, modules: list[dict[str, Any]], index: int) -> KV:
+        """Returns the KV of all of a module's tokens, placeholders included."""
+        encode_id = _encode_id(modules, index)
         if encode_id not in self._encoded:
             module = modules[index]
-            taken = [(self._taken(modules, i, "kept", shift), n) for i, n in module["context"]]
+            taken = [(self._taken(modules, i, "kept"), n) for i, n in module["context"]]
             context = KV.concat([kept.first(n) for kept, n in taken])
             cache = context.to_cache()
             # All of the context is visible, wherever it lies.
             before = [-sys.maxsize] * context.num_tokens
-            positions = [position + shift for position in module["encoded_position_ids"]]
+            positions = module["encoded_position_ids"]
             self._forward(cache, before, module["token_ids"], positions, num_logits=1)
             self._keep(encode_id, KV.of_cache(cache, context.num_tokens))
         return self._encoded[encode_id]
@@ -245,10 +259,10 @@ def shift_of(module: dict[str, Any]) -> int:
     return shifts.pop() if shifts else 0
 
 
-def _encode_id(modules: list[dict[str, Any]], index: int, shift: int) -> EncodeId:
+def _encode_id(modules: list[dict[str, Any]], index: int) -> EncodeId:
     """Returns all that the KV of a module depends on."""
     module = modules[index]
     context = tuple(
-        (_encode_id(modules, i, shift), tuple(modules[i]["kept"]), n) for i, n in module["context"]
+        (_encode_id(modules, i), tuple(modules[i]["kept"]), n) for i, n in module["context"]
     )
-    return tuple(module["token_ids"]), tuple(module["encoded_position_ids"]), shift, context
+    return tuple(module["token_ids"]), tuple(module["encoded_position_ids"]), context

@@ -57,10 +57,7 @@ class Prefetch:
         return self._store.lookup(key) is None and self._tiers.may_have(key)
 
     def _bring_back(self, key: bytes) -> bool:
-        module = self._tiers.bring_back(key, evicting=False)
-        if module is None:
+        if self._tiers.bring_back(key, evicting=False) is None:
             return False
-        # The reference that it came with.
-        self._store.block_pool.free_blocks(reversed(module.blocks))
         self._store.stats.num_prefetches += 1
         return True

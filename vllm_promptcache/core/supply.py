@@ -41,7 +41,7 @@ class ModuleSupply:
         if (relocation := self.tiers.relocation_of(modular, key)) is not None:
             return self._relocate(modular, relocation)
         if self.tiers.may_have(store_key):
-            self._bring_back(modular.request_id, store_key)
+            self._bring_back(store_key)
         elif not self.encodes.join(store_key, modular.request_id):
             return self.encode(modular, key)
         return None
@@ -74,12 +74,9 @@ class ModuleSupply:
             self.tiers.relocate(origin, key, kept, relocation.shift)
         return encode
 
-    def _bring_back(self, holder: str, key: bytes) -> None:
-        """Brings a module back from where it may be, and pins it if it is here now."""
+    def _bring_back(self, key: bytes) -> None:
+        """Brings a module back from where it may be, if there is room."""
         module = self.tiers.bring_back(key)
         if module is not None:
-            self.store.pin(holder, key)
             self.pins.fulfil(key)
-            # The reference that it came with.
-            self.store.block_pool.free_blocks(reversed(module.blocks))
             self.metrics.restored(module)

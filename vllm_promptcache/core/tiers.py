@@ -79,8 +79,8 @@ class ModuleTiers:
             evicting: Whether others may leave for it.
 
         Returns:
-            The module; the caller gets a reference on its blocks. None if it has to wait: for room,
-            or for the workers to look on disk, which they are told to.
+            The module, which nobody holds yet. None if it has to wait: for room, or for the workers
+            to look on disk, which they are told to.
         """
         kept = self.host.get(key) or self._disk.staged(key)
         if kept is not None:
@@ -131,6 +131,7 @@ class ModuleTiers:
         self._store.stats.num_restores += 1
         self._store.histories.used(key).num_restores += 1
         self._keep_restored(key, kept)
+        pool.free_blocks(reversed(blocks))
         return module
 
     def _keep_restored(self, key: bytes, kept: HostModule) -> None:
