@@ -9,8 +9,6 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.compat import set_block_hasher
-from vllm_promptcache.core.admission import Admission
-from vllm_promptcache.core.demand import BlockDemand
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.mapping import map_blocks
 from vllm_promptcache.core.metrics import ModuleMetrics
@@ -29,9 +27,10 @@ from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.core.supply import ModuleSupply
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.core.usage import uncount_encoded
+from vllm_promptcache.core.waiting import WaitingRequests
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.store import PIN_OWNER, ModuleStore, Pins
+from vllm_promptcache.plan.codec import PLAN_KEY, PackedPlan, unpack_plan
+from vllm_promptcache.store import ModuleStore, Pins
 
 
 class ModuleResidency:
@@ -87,18 +86,14 @@ class ModuleResidency:
         self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
         self.probes = Probes(max_blocks=num_usable)
-        self._block_demand = BlockDemand(self.store, self.tiers, self.encodes, block_size)
         self.metrics = ModuleMetrics(self.store)
-        self._supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
         self.rejected: dict[str, str] = {}
-        self._admission = Admission(block_pool, self.get, self._demand)
+        supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
+        self._waiting = WaitingRequests(supply, self.probes, self.rejected, self.get, block_size)
         self._ended_internal: set[str] = set()
         self._pool = block_pool
         self._block_size = block_size
         self._requests: dict[str, ModularRequest] = {}
-        self._waiting: set[str] = set()
-        # Waiting requests whose modules are all pinned: nothing can change for them.
-        self._held: set[str] = set()
         self._admitted: list[ModularRequest] = []
 
     @property
@@ -138,10 +133,7 @@ class ModuleResidency:
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        modular = self.promotions.exact(request, plan, self._block_size)
-        if modular is None:
-            modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
-            modular.attended = plan.attended
+        modular = self._make(request, plan)
         if modular.attended:
             if modular.reads_private_blocks:
                 self.probes.recall(modular)
@@ -151,33 +143,32 @@ class ModuleResidency:
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
             self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
-        self._enter(modular)
+        self._requests[modular.request_id] = modular
+        self._waiting.add(modular)
+
+    def _make(self, request: Request, plan: PackedPlan) -> ModularRequest:
+        """The state of a new request: the exact one if all that it needs is resident."""
+        exact = self.promotions.exact(request, plan, self._block_size)
+        if exact is not None:
+            return exact
+        modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
+        modular.attended = plan.attended
+        return modular
 
     def promote(self) -> list[Request]:
         """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
         if (found := self.promotions.next()) is None:
             return []
         try:
-            return self._begin(self._supply.encode(*found))
+            return self._enter(self._waiting.encode(*found))
         except PlanError:
             # Requests of the same plan say so.
             return []
 
-    def _enter(self, modular: ModularRequest) -> None:
-        self._requests[modular.request_id] = modular
-        self._wait(modular)
-
-    def _wait(self, modular: ModularRequest) -> None:
-        """Puts a request among the waiting ones, unless the pool can never hold it."""
-        self._waiting.add(modular.request_id)
-        num_tokens = modular.request.num_tokens
-        num_needed = modular.sequence.num_blocks(num_tokens, self._block_size)
-        num_usable = self._pool.num_gpu_blocks - 1  # one is vLLM's null block
-        if num_needed > num_usable:
-            self.rejected[modular.request_id] = (
-                f"{num_tokens} tokens with their modules need {num_needed} KV cache blocks of "
-                f"{self._block_size} tokens, the cache has {num_usable}"
-            )
+    def _enter(self, internals: Sequence[InternalRequest]) -> list[Request]:
+        """Takes note of new requests of our own; returns them as vLLM's."""
+        self._requests.update((internal.request_id, internal) for internal in internals)
+        return [internal.request for internal in internals]
 
     def preempted(self, request: Request) -> None:
         """Takes note that `request` lost its blocks and waits again.
@@ -186,7 +177,7 @@ class ModuleResidency:
         the blocks of its modules' tails any more.
         """
         if (modular := self.get(request)) is not None:
-            self._wait(modular)
+            self._waiting.add(modular)
             if isinstance(modular, EncodeRequest):
                 modular.written_blocks = None
 
@@ -199,7 +190,7 @@ class ModuleResidency:
         """
         if (modular := self._requests.pop(request.request_id, None)) is None:
             return
-        self._leave_queue(modular)
+        self._waiting.leave(modular)
         self.probes.leave(modular)
         if isinstance(modular, InternalRequest):
             self._ended_internal.add(modular.request_id)
@@ -218,16 +209,9 @@ class ModuleResidency:
             self.pins.fulfil(encode.key)
             self.metrics.encoded(encode)
 
-    def _leave_queue(self, modular: ModularRequest) -> None:
-        self._waiting.discard(modular.request_id)
-        self._held.discard(modular.request_id)
-        self.store.unpin(modular.request_id)
-        self.encodes.leave(modular)
-
     def release(self, keep: Collection[str] = ()) -> None:
         """Lets go of all modules but those of the holders in `keep`: request ids, `PIN_OWNER`."""
-        self._held.intersection_update(keep)
-        self.store.unpin_all(keep)
+        self._waiting.release(keep)
 
     def prepare(self, waiting: Iterable[Request], num_running: int) -> list[Request]:
         """Pins the modules of the requests near admission and starts the encodes they need.
@@ -239,78 +223,16 @@ class ModuleResidency:
         Returns:
             New encodes and probes, to be put ahead of the queue in this order.
         """
-        self._admission.start_step()
         self.probes.give_up()
         self.pins.expire()
         if not self._waiting:
             self.prefetch.advance()
             self.tiers.drop_unclaimed(keep=self.prefetch.wanted)
-            if not self.pins:
-                return []
-        near = self._admission.near(waiting, num_running)
-        self.release(keep={PIN_OWNER, *(modular.request_id for modular in near)})
-        if not num_running:
-            self._make_pins_give_way(next(iter(waiting), None))
-        return [
-            request
-            for modular in near
-            if modular.request_id not in self._held
-            for request in (self._probe(modular) if modular.attended else self._hold(modular))
-        ]
-
-    def _probe(self, modular: ModularRequest) -> list[Request]:
-        """Starts what a request waits for before it can be repaired."""
-        if (probe := self.probes.start(modular)) is None:
-            return []
-        self._enter(probe)
-        return [*self._hold(probe), probe.request]
-
-    def _make_pins_give_way(self, first: Request | None) -> None:
-        """With nothing running, only pins can keep the first request in the queue from its blocks.
-
-        A running request that outgrows what pins leave is preempted, and comes here too.
-        """
-        if first is None or not self.pins or self._admission.fits(first):
-            return
-        modular = self.get(first)
-        self.pins.give_way([key for _, key in modular.span_keys()] if modular else [])
+        return self._enter(self._waiting.prepare(waiting, num_running))
 
     def holds_back(self, request: Request) -> bool:
         """Whether `request`, the next one in the queue, must not be admitted in this step."""
-        if self._admission.is_behind_blocked(request) or request.request_id in self.rejected:
-            return True
-        modular = self.get(request)
-        return modular is not None and bool(modular.attended)
-
-    def _demand(self, request: Request, modular: ModularRequest | None) -> int:
-        is_held = modular is not None and modular.request_id in self._held
-        return self._block_demand.of(request, modular, is_held=is_held)
-
-    def _hold(self, modular: ModularRequest) -> list[Request]:
-        """Pins what is resident of `modular` and starts encodes of the rest, contexts first."""
-        new: list[Request] = []
-        num_pinned = 0
-        for span, key in modular.span_keys():
-            if not self.store.pin(modular.request_id, key):
-                modular.has_waited = True
-                new += self._provide(modular, span.key)
-            num_pinned += self.store.pin(modular.request_id, key)
-        if num_pinned == len(modular.sequence.spans):
-            self._held.add(modular.request_id)
-        return new
-
-    def _provide(self, modular: ModularRequest, key: bytes) -> list[Request]:
-        try:
-            encode = self._supply.provide(modular, key)
-        except PlanError as error:
-            self.rejected[modular.request_id] = str(error)
-            return []
-        return [] if encode is None else self._begin(encode)
-
-    def _begin(self, encode: EncodeRequest) -> list[Request]:
-        """Lets an encode in; returns it, behind the encodes of its contexts."""
-        self._enter(encode)
-        return [*self._hold(encode), encode.request]
+        return self._waiting.holds_back(request)
 
     def take_ended_internal(self) -> set[str]:
         """Returns the ids of our own requests that have ended; nobody waits for their output."""
@@ -323,7 +245,8 @@ class ModuleResidency:
 
     def take_rejected(self) -> dict[str, str]:
         """Returns the rejected requests, and with each of our own those that wait for it."""
-        rejected, self.rejected = self.rejected, {}
+        rejected = dict(self.rejected)
+        self.rejected.clear()
         for request_id, reason in list(rejected.items()):
             rejected.update(dict.fromkeys(self._dependents(request_id), reason))
         return rejected
@@ -358,7 +281,7 @@ class ModuleResidency:
         """
         if (modular := self.get(request)) is not None:
             self._step.admit(modular, block_ids)
-            self._leave_queue(modular)
+            self._waiting.leave(modular)
             self._admitted.append(modular)
 
     def end_step(
