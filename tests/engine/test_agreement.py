@@ -47,7 +47,7 @@ NUM_LOGPROBS = 50
 KV_CACHE_BYTES = 640 << 20
 # Rounding of this model: on prompts of few tokens the reference's own log-probabilities in float32
 # and in float64 are up to 1.8e-4 apart, and vLLM's without modules up to 1.2e-4; elsewhere 5e-5.
-TOLERANCE = 3e-4
+TOLERANCE = 2e-4
 
 
 def start(model: Path, block_size: int, dtype: str = "float32"):
