@@ -51,7 +51,7 @@ class SlotCopier:
 
         Args:
             source: Block ids.
-            target: As many others, none of which is in `source`.
+            target: As many others, none of which is in `source`; or the same ones.
             rotation: Of the module's tokens, on the device of the caches.
             head_size: Elements of one head of K.
 

@@ -338,3 +338,23 @@ def test_a_restore_does_not_drive_out_what_it_restores():
     # No drop before it; what left for it finds no room.
     assert [move.action for move in moves] == ["restore"]
     assert residency.encodes.num_started == 2
+
+
+def test_an_encode_runs_though_the_queue_has_it_behind_who_waits_for_it():
+    """As a queue by priority may, on a pool that has room for the encode or its waiter."""
+    before, nested = module("before", 9), module("nested", 5, context=(span(module("before", 9)),))
+    engine = Engine(num_blocks=6)
+    engine.add(request("1", [span(nested)], [before, nested]))
+    engine.prepare()
+    engine.queue.sort(key=lambda waiting: waiting.request_id != "1")
+    while len(engine.queue) > 1:
+        engine.prepare()
+        waiting = [w for w in engine.queue if not engine.residency.holds_back(w)]
+        ready = next(w for w in waiting if w.request_id != "1" and is_ready(engine, w))
+        engine.run_encode(ready)
+    engine.prepare()
+    assert engine.residency.map(engine.residency.requests["1"]) is not None
+
+
+def is_ready(engine, waiting):
+    return engine.residency.map(engine.residency.get(waiting)) is not None

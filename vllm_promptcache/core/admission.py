@@ -8,7 +8,7 @@ from itertools import islice
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import Request
 
-from vllm_promptcache.core.request import ModularRequest
+from vllm_promptcache.core.request import InternalRequest, ModularRequest
 
 # Requests at the head of the queue whose modules are encoded and pinned ahead of their admission.
 # More would let waiting requests hold the pool; fewer would encode one module at a time.
@@ -35,10 +35,12 @@ class Admission:
         self._demand = demand
         self._blocked: str | None = None
         self._is_behind_blocked = False
+        self._near: set[str] = set()
 
     def start_step(self) -> None:
-        """Forgets which request was blocked in the last step."""
+        """Forgets which requests were near and which was blocked in the last step."""
         self._blocked, self._is_behind_blocked = None, False
+        self._near = set()
 
     def near(self, waiting: Iterable[Request], num_running: int) -> list[ModularRequest]:
         """The requests with modules at the head of the queue that fit the pool together.
@@ -49,7 +51,10 @@ class Admission:
         """
         near: list[ModularRequest] = []
         room = self._pool.get_num_free_blocks() - num_running
-        for request in islice(waiting, HORIZON):
+        head = list(islice(waiting, HORIZON))
+        # Others wait for our own requests, which a queue by priority may have behind them.
+        head.sort(key=lambda request: not isinstance(self._get(request), InternalRequest))
+        for request in head:
             modular = self._get(request)
             room -= self._demand(request, modular)
             # With nothing running, what holds the pool are pins: the first request gets all of it.
@@ -58,6 +63,7 @@ class Admission:
                 break
             if modular is not None:
                 near.append(modular)
+        self._near = {modular.request_id for modular in near}
         return near
 
     def fits(self, request: Request) -> bool:
@@ -68,7 +74,7 @@ class Admission:
         """Whether `request`, the next one in the queue, must not be admitted in this step.
 
         Behind a request that waits for room in the pool nobody is admitted: the modules it needs
-        would be evicted again and again, and it would starve.
+        would be evicted again and again, and it would starve. A near one has been counted before.
         """
         self._is_behind_blocked |= request.request_id == self._blocked
-        return self._is_behind_blocked
+        return self._is_behind_blocked and request.request_id not in self._near

@@ -92,14 +92,14 @@ class ModuleMetrics:
         trace_work("encode", encode.request, seconds, tokens=num_tokens)
 
     def restored(self, module: StoredModule) -> None:
-        """A module came back from host memory."""
+        """A module came back from host memory or disk."""
         self._add("tokens_restored", module.num_tokens)
 
     def take(self) -> ModuleStats | None:
         """Returns what happened since the last call, None if nothing did."""
         if self._stats.is_empty():
             return None
-        evicted, self._num_evictions = self.store.stats.num_evictions, self._num_evictions
+        evicted = self.store.stats.num_evictions
         self._add("evictions", evicted - self._num_evictions)
         self._num_evictions = evicted
         if time.monotonic() - self._walked > _SECONDS_BETWEEN_WALKS:

@@ -1,4 +1,4 @@
-"""Residency: which requests wait for which modules, and which may be admitted."""
+"""Residency: the life of the requests that read modules, from arrival to end."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
 from vllm_promptcache.compat import before_allocation, has_empty_blocks
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.step import WorkerReport
@@ -94,7 +96,10 @@ class ModuleTiers:
         return None if self.can_relocate is False else modular.relocations.get(key)
 
     def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> None:
-        """Makes a module of one at another place, if there is room (2-pml: relocation).
+        """Makes a module of one at another place (2-pml: relocation).
+
+        It is a copy. Without room for one the other module itself is moved, if nobody holds it:
+        the first request in the queue would wait for room for ever.
 
         Args:
             origin: A resident module.
@@ -104,17 +109,24 @@ class ModuleTiers:
         """
         pool, num_blocks = self._store.block_pool, len(origin.blocks)
         num_free = pool.get_num_free_blocks() - sum(b.ref_cnt == 0 for b in origin.blocks)
-        if num_blocks > num_free:
+        has_room = num_blocks <= num_free
+        if not has_room and any(block.ref_cnt for block in origin.blocks):
             return
         # It must not give way to its own copy.
         pool.touch(origin.blocks)
-        blocks = pool.get_new_blocks(num_blocks)
+        blocks = pool.get_new_blocks(num_blocks) if has_room else self._take_over(origin)
         module = self._store.commit(key, blocks, origin.num_tokens, origin.key)
         self._eviction.use(key)
         self._step.relocate(origin, module, kept, shift)
         self._store.stats.num_relocations += 1
         pool.free_blocks(reversed(origin.blocks))
         pool.free_blocks(reversed(blocks))
+
+    def _take_over(self, module: StoredModule) -> list[KVCacheBlock]:
+        """Forgets a module; returns its blocks, which the caller has a reference on then."""
+        self._store.block_pool.touch(module.blocks)
+        self._store.evict(module.key)
+        return list(module.blocks)
 
     def _fits(self, kept: HostModule) -> bool:
         return has_empty_blocks(self._store.block_pool, kept.num_blocks)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.config import VllmConfig
-from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -202,6 +202,8 @@ def _place_tokens(runner: Any, scheduler_output: SchedulerOutput) -> None:
 
 def _connector() -> PromptModuleConnector | None:
     """Ours in this worker, None if its engine has prompt modules off."""
+    if not has_kv_transfer_group():
+        return None
     group = get_kv_transfer_group()
     connector = group.sub_connectors[0] if isinstance(group, MultiConnector) else group
     return connector if isinstance(connector, PromptModuleConnector) else None
