@@ -17,7 +17,7 @@ from vllm_promptcache.examples.measure import NUM_RUNS, Measurement
 # What each column of the summary means; times are seconds.
 COLUMNS = {
     "cached": "prompt tokens whose KV comes from modules",
-    "computed": "the other prompt tokens: arguments and new text",
+    "computed": "the other prompt tokens: arguments, new text, and module tokens that are repaired",
     "first use": "time to first token of the prompt's first run, which encodes the modules that no "
     "prompt has used before",
     "reuse": "time to first token with all modules in the KV cache",
