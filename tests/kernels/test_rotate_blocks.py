@@ -37,21 +37,24 @@ def module(layer, elements, block_ids, num_tokens):
 @pytest.mark.parametrize("num_tokens", LENGTHS)
 @pytest.mark.parametrize("is_neox", [True, False])
 @pytest.mark.parametrize("rotary_dim", [HEAD_SIZE, HEAD_SIZE - 2])
-def test_a_module_is_copied_with_its_keys_turned(write, dtype, num_tokens, is_neox, rotary_dim):
+@pytest.mark.parametrize("target", [TARGET, SOURCE])
+def test_a_module_is_copied_with_its_keys_turned(
+    write, dtype, num_tokens, is_neox, rotary_dim, target
+):
     elements, rotation = (
         slot_elements(write, dtype),
         random_rotation(num_tokens, rotary_dim, is_neox),
     )
     before, plain, fast = caches(dtype), caches(dtype), caches(dtype)
-    SlotCopier(plain, elements).rotate_blocks(SOURCE, TARGET, rotation, head_size=HEAD_SIZE)
-    make_slot_copier(fast, elements).rotate_blocks(SOURCE, TARGET, rotation, head_size=HEAD_SIZE)
+    SlotCopier(plain, elements).rotate_blocks(SOURCE, target, rotation, head_size=HEAD_SIZE)
+    make_slot_copier(fast, elements).rotate_blocks(SOURCE, target, rotation, head_size=HEAD_SIZE)
     for old, expected, actual in zip(before, plain, fast, strict=True):
         old_keys, old_values = module(old, elements, SOURCE, num_tokens)
         for layer in (expected, actual):
-            keys, values = module(layer, elements, TARGET, num_tokens)
+            keys, values = module(layer, elements, target, num_tokens)
             assert torch.equal(keys, rotate_keys(old_keys, rotation))
             assert torch.equal(values, old_values)
-            others = [i for i in range(NUM_BLOCKS) if i not in TARGET]
+            others = [i for i in range(NUM_BLOCKS) if i not in target]
             assert torch.equal(layer[others], old[others])
 
 
