@@ -89,14 +89,17 @@ class EngineModules:
         Raises:
             PMLError: The prompt is not valid, or does not fit its schema.
         """
-        plan = await asyncio.to_thread(self.front_end.plan, prompt, salt=salt)
-        explained = Explanation.of(plan).to_dict()
+        plan, explained = await self.client.renderer.planning.run(self._explain, prompt, salt)
         status = await self._status([item.layout.key for item in plan.modules])
         num_encoded = 0
         for planned, module, found in zip(plan.modules, explained["modules"], status, strict=True):
             module["tier"] = found.tier
             num_encoded += planned.num_tokens * (found.tier is None)
         return explained | {"num_tokens_to_encode": num_encoded}
+
+    def _explain(self, prompt: str, salt: str | None) -> tuple[PromptPlan, dict[str, Any]]:
+        plan = self.front_end.plan(prompt, salt=salt)
+        return plan, Explanation.of(plan).to_dict()
 
     async def _status(self, keys: Sequence[bytes]) -> list[ModuleStatus]:
         answers = await self._call(STATUS_UTILITY, list(keys))

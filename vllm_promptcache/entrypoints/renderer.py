@@ -7,7 +7,6 @@ to where the scheduler finds it. Nothing else can: a client's own plan is droppe
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -23,6 +22,7 @@ from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.planning_pool import PlanningPool
 from vllm_promptcache.entrypoints.request_options import current_options, preprocess
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan import PromptPlan
@@ -35,8 +35,6 @@ class RequestRefused(PlanError, VLLMClientError):
     """A request whose parameters do not go with PML; vLLM's servers answer it with 400."""
 
 
-# Longer documents, in characters, are planned in a thread, so that other answers go on meanwhile.
-LONG_DOCUMENT = 50_000
 # Under this key a plan travels from the renderer to the input processor, in one process.
 PLAN_FIELD = "prompt_module_plan"
 
@@ -91,6 +89,15 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
     return {**fields, **planned_prompt(text, plan, since_ns)}
 
 
+def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
+    """Whether there is something to plan, or to refuse; takes microseconds."""
+    if PLAN_FIELD in prompt:
+        return False
+    modules, text = current_options().prompt_modules, prompt.get("prompt")
+    is_form = modules is not None and modules.is_prompt
+    return is_form or (isinstance(text, str) and is_prompt(text))
+
+
 def refuse_tokenizing() -> None:
     """Keeps a schema's text from whoever may not send prompts.
 
@@ -122,6 +129,7 @@ class PromptModuleRenderer(BaseRenderer):
     def __init__(self, config: Any, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.front_end = FrontEnd.create(config, tokenizer)
+        self.planning = PlanningPool()
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         chat = PMLChat.find(messages)
@@ -134,9 +142,7 @@ class PromptModuleRenderer(BaseRenderer):
         if chat is None:
             return await super().render_messages_async(messages, params)
         rendered = await super().render_messages_async(chat.messages, params)
-        if len(chat.document) < LONG_DOCUMENT:
-            return self._plan_chat(chat, *rendered)
-        return await asyncio.to_thread(self._plan_chat, chat, *rendered)
+        return await self.planning.run(self._plan_chat, chat, *rendered)
 
     def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
         refuse_tokenizing()
@@ -157,11 +163,10 @@ class PromptModuleRenderer(BaseRenderer):
         return super()._tokenize_singleton_prompt(prompt, params) if planned is None else planned
 
     async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
-        text = prompt.get("prompt")
-        if not isinstance(text, str) or len(text) < LONG_DOCUMENT:
-            planned = self._plan(prompt, params)
+        if _is_to_plan(prompt):
+            planned = await self.planning.run(self._plan, prompt, params)
         else:
-            planned = await asyncio.to_thread(self._plan, prompt, params)
+            planned = self._plan(prompt, params)
         if planned is not None:
             return planned
         return await super()._tokenize_singleton_prompt_async(prompt, params)
