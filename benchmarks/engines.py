@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+from vllm_promptcache.models import dtype_reason, fast_dtype
 
 T = TypeVar("T")
 
@@ -24,6 +27,13 @@ def in_process(run: Callable[..., T], *args: Any, **options: Any) -> T:
         return pool.apply(run, args, options)
 
 
+def engine_defaults() -> dict[str, Any]:
+    """Options of all engines here: the type that is fast on this machine. Says which to stderr."""
+    dtype = fast_dtype()
+    print(f"Engines compute in {dtype_reason(dtype)}.", file=sys.stderr)
+    return {"dtype": dtype, "enforce_eager": True}
+
+
 def inspected_engine(model: str, **options: Any) -> Any:
     """Starts an engine in this process, so that its counters can be looked at.
 
@@ -34,7 +44,7 @@ def inspected_engine(model: str, **options: Any) -> Any:
     from vllm_promptcache import LLM
 
     modules = {"repair": "none", "promote_after": 0} | options.pop("prompt_modules", {})
-    defaults = {"enforce_eager": True, "disable_log_stats": True}
+    defaults = {**engine_defaults(), "disable_log_stats": True}
     return LLM(model, **(defaults | options | {"prompt_modules": modules}))
 
 
@@ -139,7 +149,7 @@ class _Calls:
         import vllm_promptcache
 
         kind = vllm_promptcache.LLM if modular else vllm.LLM
-        self._llm: Any = kind(model, **options)
+        self._llm: Any = kind(model, **(engine_defaults() | options))
 
     def add_schema(self, pml: str) -> None:
         self._llm.add_schema(pml, warm=True)

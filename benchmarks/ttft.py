@@ -159,7 +159,6 @@ def main() -> None:
     model = str(embedded_model(args.model) if args.model in MODELS else Path(args.model))
     max_model_len = args.documents * (args.words + 24) + 512
     options = {
-        "enforce_eager": True,
         "max_model_len": max_model_len,
         "block_size": BLOCK_SIZE,
         "kv_cache_memory_bytes": args.kv_cache_gib << 30,

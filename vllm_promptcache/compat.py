@@ -35,6 +35,8 @@ PRIVATE_NAMES = {
         "EngineArgs.create_engine_config",
         "get_kwargs",
     ),
+    # Which of several API servers this is: `engine.py`.
+    "vllm.config": ("ParallelConfig._api_process_rank",),
     # Prompts: `entrypoints/renderer.py`.
     "vllm.renderers.registry": ("RENDERER_REGISTRY.load_renderer",),
     "vllm.renderers.base": (

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.compat import check_private_names
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
+from vllm_promptcache.cpu_types import emulation_notice
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.first_token import NUM_TOKENS
+from vllm_promptcache.log import module_logger
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 # The smaller the blocks, the more of a module is shared by reference and the less of it is copied;
 # vLLM's CPU kernels take multiples of 32, and 128 by default.
 CPU_BLOCK_SIZE = 32
+
+logger = module_logger(__name__)
 
 _SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleScheduler"
 _ASYNC_SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleAsyncScheduler"
@@ -73,6 +77,16 @@ def check_engine(vllm_config: VllmConfig) -> None:
         _check_folder(Path(config.dir))
         what = "several workers (tensor or pipeline parallelism) and --prompt-modules-dir"
         _require(parallel.world_size == 1, what)
+
+
+def warn_of_emulation(vllm_config: VllmConfig) -> None:
+    """Logs one line if the CPU emulates the model's type; the type is the user's to choose.
+
+    Of several API servers, each of which comes here, the first one speaks.
+    """
+    notice = emulation_notice(str(vllm_config.model_config.dtype).removeprefix("torch."))
+    if notice and vllm_config.parallel_config._api_process_rank == 0:
+        logger.warning_once(notice)
 
 
 def _check_folder(path: Path) -> None:

@@ -128,12 +128,14 @@ def _create_engine_config(
         compose_connectors,
         prepare_engine_args,
         select_scheduler,
+        warn_of_emulation,
     )
 
     PromptModulesConfig.parse(args.additional_config[CONFIG_KEY])
     prepare_engine_args(args)
     vllm_config = original(args, *rest, **kwargs)
     check_engine(vllm_config)
+    warn_of_emulation(vllm_config)
     select_scheduler(vllm_config)
     compose_connectors(vllm_config)
     wrap(plugins, "load_endpoint_plugins", _load_endpoint_plugins)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import cpus
 from vllm_promptcache.errors import ModelError
 from vllm_promptcache.examples import SCHEMAS, demo, prompt_paths
 
@@ -33,3 +34,21 @@ def test_the_demo_runs_all_prompts() -> None:
     summary = done.stdout.partition("Summary")[2]
     for path in (path for name in SCHEMAS for path in prompt_paths(name)):
         assert f"{path.parent.name}: {path.stem.partition('-')[2]}" in summary
+
+
+def test_the_engine_gets_the_type_that_is_fast_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that emulates bfloat16 the demo would take many minutes."""
+    given: dict[str, object] = {}
+
+    class Engine:
+        def __init__(self, model: str, **options: object) -> None:
+            given.update(options)
+
+        def generate(self, *args: object, **options: object) -> None:
+            """Nothing is generated."""
+
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setattr("vllm_promptcache.LLM", Engine)
+    cpus.pretend(monkeypatch, cpus.AVX2, is_cpu=True)
+    demo.start_engine("model")
+    assert given["dtype"] == "float32"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from vllm_promptcache.examples import SCHEMAS, prompt_paths, schema_path
-from vllm_promptcache.models import embedded_model
+from vllm_promptcache.models import dtype_reason, embedded_model, fast_dtype
 
 if TYPE_CHECKING:
     from vllm_promptcache import LLM
@@ -55,8 +55,9 @@ def run(console: Console) -> None:
     console.print(f"Model: SmolLM2-135M-Instruct, in {model}")
     with console.status("Starting vLLM (about 20 seconds)"):
         start = time.perf_counter()
-        llm = start_engine(str(model))
+        llm, dtype = start_engine(str(model))
     console.print(f"vLLM is up after {time.perf_counter() - start:.0f} s.")
+    console.print(f"It computes in {dtype_reason(dtype)}.")
     from vllm_promptcache.examples.report import print_summary
 
     print_summary(
@@ -64,23 +65,29 @@ def run(console: Console) -> None:
     )
 
 
-def start_engine(model: str) -> LLM:
-    """Starts vLLM with prompt modules, and runs a plain prompt so that nothing is left to load."""
+def start_engine(model: str) -> tuple[LLM, str]:
+    """Starts vLLM with prompt modules, and runs a plain prompt so that nothing is left to load.
+
+    Returns:
+        The engine, and the `dtype` that is fast on this machine.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     # vLLM's own logging is set up too late for what its first imports say.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     # Importing vLLM takes seconds, and it reads the environment.
     from vllm_promptcache import LLM, SamplingParams
 
+    dtype = fast_dtype()
     llm = LLM(
         model,
+        dtype=dtype,
         max_model_len=8192,
         enforce_eager=True,
         kv_cache_memory_bytes=KV_CACHE_BYTES,
         use_tqdm_on_load=False,
     )
     llm.generate("The capital of France is", SamplingParams(max_tokens=4), use_tqdm=False)
-    return llm
+    return llm, dtype
 
 
 def run_schema(llm: LLM, console: Console, name: str) -> list[Measurement]:

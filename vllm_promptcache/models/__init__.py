@@ -5,6 +5,7 @@ demo model and builds it on first use.
 """
 
 from vllm_promptcache.models.build import embedded_model
+from vllm_promptcache.models.dtype import dtype_reason, fast_dtype
 from vllm_promptcache.models.registry import DEFAULT_MODEL, MODELS, ModelSpec
 
-__all__ = ["DEFAULT_MODEL", "MODELS", "ModelSpec", "embedded_model"]
+__all__ = ["DEFAULT_MODEL", "MODELS", "ModelSpec", "dtype_reason", "embedded_model", "fast_dtype"]
