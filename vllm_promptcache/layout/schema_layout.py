@@ -141,10 +141,6 @@ class ModuleLayout:
         """Whether there is KV of it to reuse."""
         return self.cached and bool(self.kept_token_ids)
 
-    def is_inside(self, ancestor: ModuleLayout) -> bool:
-        """Whether the module is nested in `ancestor`, at any depth."""
-        return ancestor.index < self.index <= ancestor.last_descendant
-
 
 @dataclass(frozen=True, slots=True)
 class UnionLayout:

@@ -15,7 +15,6 @@ from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.plan.gate import PolicyGate
-from vllm_promptcache.plan.order import RecentOrders
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.resolve import quote_some
@@ -95,7 +94,6 @@ class Planner:
         self._gate = gate
         self._promotes = promotes
         self._limits = limits
-        self._orders = RecentOrders()
         self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, _Compiled] = {}
@@ -193,8 +191,6 @@ class Planner:
         """
         prompt = parse_prompt(pml_text, limits=self._limits)
         layout = self._layout_of(prompt, salt)
-        if layout.has_free_order:
-            prompt = self._orders.arrange(prompt, layout.root.key)
         plan = plan_prompt(
             prompt,
             layout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +15,7 @@ from vllm_promptcache.layout.schema_layout import (
     SchemaLayout,
 )
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.plan.order import in_document_order
 from vllm_promptcache.pml.ast import Argument, Import, Location, Prompt, PromptNode
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 
@@ -95,7 +97,10 @@ def resolve_prompt(
         tokenizer.roles.check(role, prompt.source, is_first=is_first)
         num_roles += 1
     resolver = _Resolver(prompt, layout, tokenizer)
-    resolver.visit(prompt.children, layout.root)
+    children: Sequence[PromptNode] = prompt.children
+    if layout.has_free_order:
+        children = in_document_order(children, lambda e: resolver.find(e, layout.root).index)
+    resolver.visit(children, layout.root)
     resolver.import_defaults()
     return ResolvedPrompt(
         modules=tuple(layout.modules[index] for index in resolver.places),
@@ -144,7 +149,7 @@ class _Resolver:
             if isinstance(item, Piece):
                 pieces.append(item)
             elif isinstance(item, Import):
-                module = self._find(item, scope)
+                module = self.find(item, scope)
                 self._group(TextGroup(scope, after, module, tuple(pieces)))
                 self._import(item, module)
                 self.visit(item.children, module)
@@ -203,12 +208,17 @@ class _Resolver:
                 raise self._error(location, message, "leave one of them out")
         self.places[module.index] = location
 
-    def _find(self, element: Import, scope: ModuleLayout) -> ModuleLayout:
+    def find(self, element: Import, scope: ModuleLayout) -> ModuleLayout:
+        """The module that an import inside of `scope` names."""
         child = self.layout.children[scope.index].get(element.name)
         if child is not None:
             return self.layout.modules[child]
-        named = (self.layout.modules[i] for i in self.layout.by_name.get(element.name, ()))
-        found = [module for module in named if module.is_inside(scope)]
+        # In document order, so those inside of the scope follow each other.
+        named = self.layout.by_name.get(element.name, ())
+        inside = named[
+            bisect_right(named, scope.index) : bisect_right(named, scope.last_descendant)
+        ]
+        found = [self.layout.modules[index] for index in inside]
         if not found:
             raise self._unknown_module(element, scope)
         if len(found) > 1:
@@ -220,7 +230,7 @@ class _Resolver:
     def _unknown_module(self, element: Import, scope: ModuleLayout) -> PMLError:
         where = quote(scope.path) if scope.path else f"schema {quote(self.layout.name)}"
         message = f"there is no module {quote(element.name)} in {where}"
-        names = {module.name for module in self.layout.descendants(scope)}
+        names = dict.fromkeys(module.name for module in self.layout.descendants(scope))
         return self._error(element.location, message, did_you_mean(element.name, names))
 
     def _unknown_argument(self, module: ModuleLayout, argument: Argument) -> PMLError:
