@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 MODULE_HASH_PREFIX = b"prompt-module:"
+# An attribute of vLLM's request, see `name_adapter`.
+_ADAPTER = "prompt_module_adapter"
 
 PRIVATE_NAMES = {
     # Options: `plugin.py`.
@@ -84,11 +86,18 @@ PRIVATE_NAMES = {
     "vllm.v1.request": ("Request.update_block_hashes",),
     "vllm.v1.core.kv_cache_utils": (
         "make_block_hash_with_group_id",
+        "_gen_lora_extra_hash_keys",
         "FreeKVCacheBlockQueue.remove",
         "FreeKVCacheBlockQueue.append_n",
         "FreeKVCacheBlockQueue.prepend_n",
     ),
-    "vllm.v1.engine.core": ("EngineCore", "get_request_block_hasher"),
+    "vllm.v1.engine.core": (
+        "EngineCore.add_lora",
+        "EngineCore.remove_lora",
+        "get_request_block_hasher",
+    ),
+    # Adapters: `core/adapters.py`, `worker/connector.py`.
+    "vllm.lora.worker_manager": ("WorkerLoRAManager._load_adapter",),
     # Utilities: `call_utility`, `entrypoints/engine_modules.py`; `entrypoints/affinity.py`.
     "vllm.v1.engine.core_client": (
         "InprocClient",
@@ -224,11 +233,12 @@ def reorder_prompt(request: Request, token_ids: list[int]) -> None:
 
 
 def set_block_hasher(request: Request, hasher: Callable[[Request], list[Any]]) -> None:
-    """Makes vLLM know the blocks of `request` by hashes of ours; it has none so far.
+    """Makes vLLM know the blocks of `request` by hashes of ours; those that it has are forgotten.
 
     Can go when a request can bring its own hasher.
     """
     request._block_hasher = hasher
+    request.block_hashes.clear()
     request.update_block_hashes()
 
 
@@ -252,6 +262,89 @@ def never_hash_blocks(plan_key: str) -> None:
         return hash_blocks
 
     wrap(core, "get_request_block_hasher", get_request_block_hasher)
+
+
+def hash_adapter_names() -> None:
+    """Makes the name that `name_adapter` gives part of the hashes of a request's blocks.
+
+    Symptom without it: a request reads KV of the weights that were loaded before under the same
+    name and path.
+    Can go when vLLM tells adapters apart by their weights.
+    """
+    import vllm.v1.core.kv_cache_utils as utils
+
+    def lora_keys(original: Callable[..., Any], request: Any) -> list[Any]:
+        # vLLM hashes all parts of a key, and tells the second one in its events.
+        name = getattr(request, _ADAPTER, b"").hex()
+        return [(*key, name) for key in original(request)] if name else original(request)
+
+    wrap(utils, "_gen_lora_extra_hash_keys", lora_keys)
+
+
+def name_adapter(request: Request, name: bytes) -> None:
+    """Names the weights that a request with an adapter runs with, and its blocks by that name.
+
+    Hashes of its blocks that were made before are forgotten.
+    Can go when vLLM tells adapters apart by their weights.
+    """
+    setattr(request, _ADAPTER, name)
+    request.block_hashes.clear()
+    request.update_block_hashes()
+
+
+def adapter_of(request: Request) -> bytes:
+    """What `name_adapter` named the weights of a request; empty for one without an adapter."""
+    if request.lora_request is None:
+        return b""
+    name: bytes = getattr(request, _ADAPTER)
+    return name
+
+
+def after_reload_adapter(act: Callable[[Any, int], None]) -> None:
+    """Calls `act(scheduler, lora_int_id)` when a client had an adapter loaded again, or removed.
+
+    vLLM leaves it to the user to use another path then.
+    Can go when vLLM tells adapters apart by their weights.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    def add_lora(original: Any, engine_core: Any, lora_request: Any) -> Any:
+        added = original(engine_core, lora_request)
+        if lora_request.load_inplace:
+            act(engine_core.scheduler, lora_request.lora_int_id)
+        return added
+
+    def remove_lora(original: Any, engine_core: Any, lora_id: int) -> Any:
+        removed = original(engine_core, lora_id)
+        act(engine_core.scheduler, lora_id)
+        return removed
+
+    wrap(EngineCore, "add_lora", add_lora)
+    wrap(EngineCore, "remove_lora", remove_lora)
+
+
+def around_load_adapter(
+    fingerprint: Callable[[str], bytes], act: Callable[[int, bytes], None]
+) -> None:
+    """Calls `act(lora_int_id, fingerprint)` when a worker has read an adapter's files.
+
+    Args:
+        fingerprint: Of the files at a path.
+        act: Gets what it was before and after; nothing, if these differ.
+
+    Can go when workers tell connectors.
+    """
+    from vllm.lora.worker_manager import WorkerLoRAManager
+
+    def load_adapter(original: Any, manager: Any, lora_request: Any) -> Any:
+        before = fingerprint(lora_request.lora_path)
+        adapter = original(manager, lora_request)
+        after = fingerprint(lora_request.lora_path)
+        # What was written meanwhile may be in part of it.
+        act(lora_request.lora_int_id, after if after == before else b"")
+        return adapter
+
+    wrap(WorkerLoRAManager, "_load_adapter", load_adapter)
 
 
 def module_key_of(block: KVCacheBlock) -> bytes | None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vllm_promptcache.compat import adapter_of
+
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
@@ -32,9 +34,10 @@ class PrivateBlockHasher:
     def __init__(self, modular: ModularRequest) -> None:
         request = modular.request
         spans = [(key, span.runs) for span, key in modular.span_keys()]
-        lora = request.lora_request and request.lora_request.lora_name
         self._modular = modular
-        self._root = _hash(_ROOT, spans, lora, request.cache_salt, _inner_tokens(modular))
+        # Keys of modules with an adapter stand for its weights; a prompt may read none.
+        adapter, salt = adapter_of(request), request.cache_salt
+        self._root = _hash(_ROOT, spans, adapter, salt, _inner_tokens(modular))
 
     def __call__(self, request: Request) -> list[Any]:
         """Returns the hashes of full blocks behind those that `request` has hashes of."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
+from vllm_promptcache.compat import adapter_of, name_adapter
 from vllm_promptcache.core.private_order import IndexOffsets, PrivateOrder
 from vllm_promptcache.core.slots import Slots, ranges
 from vllm_promptcache.plan.codec import PackedPlan, unpack_module
@@ -141,9 +142,8 @@ class ModularRequest:
         return -(-self.request.num_tokens // self.block_size) - self.num_shared_blocks
 
     def store_key(self, key: bytes) -> bytes:
-        """Key of a module in the store: KV also depends on the LoRA adapter it was made with."""
-        lora = self.request.lora_request
-        return key if lora is None else key + lora.lora_name.encode()
+        """Key of a module in the store: KV also depends on the adapter's weights."""
+        return key + adapter_of(self.request)
 
     def spec_of(self, key: bytes) -> ModuleSpec:
         """What is needed to encode a module that it reads, at the place where it reads it.
@@ -167,7 +167,7 @@ class ModularRequest:
 
 def internal_request(request_id: str, token_ids: list[int], user: Request) -> Request:
     """A request of the scheduler's own that runs some tokens once, on behalf of a user's."""
-    return Request(
+    request = Request(
         request_id=request_id,
         prompt_token_ids=token_ids,
         sampling_params=SamplingParams(max_tokens=1, temperature=0.0, detokenize=False),
@@ -178,6 +178,9 @@ def internal_request(request_id: str, token_ids: list[int], user: Request) -> Re
         priority=user.priority,
         trace_headers=user.trace_headers,
     )
+    if user.lora_request is not None:
+        name_adapter(request, adapter_of(user))
+    return request
 
 
 class InternalRequest(ModularRequest):

@@ -9,6 +9,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.core.adapters import Adapters, not_started
 from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.mapping import map_blocks
 from vllm_promptcache.core.metrics import ModuleMetrics
@@ -49,6 +50,7 @@ class ModuleResidency:
         encodes: The encodes under way.
         probes: The probes under way.
         metrics: Counters for Prometheus.
+        adapters: Which weights requests with LoRA adapters run with.
         rejected: Request id -> why it cannot be served; the scheduler ends these requests.
     """
 
@@ -87,6 +89,7 @@ class ModuleResidency:
         self.encodes = Encodes(block_size)
         self.probes = Probes(max_blocks=num_usable)
         self.metrics = ModuleMetrics(self.store)
+        self.adapters = Adapters()
         self.rejected: dict[str, str] = {}
         supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
         self._waiting = WaitingRequests(supply, self.probes, self.rejected, self.get, block_size)
@@ -154,6 +157,24 @@ class ModuleResidency:
         modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
         modular.attended = plan.attended
         return modular
+
+    def follow_adapters(self, requests: Iterable[Request]) -> None:
+        """Lets requests read nothing that was computed with weights which are gone since.
+
+        Args:
+            requests: vLLM's, with and without modules. What has begun goes on.
+        """
+        if not (changed := self.adapters.take_changed()):
+            return
+        for request in not_started(changed, requests):
+            if (modular := self.get(request)) is None:
+                self.adapters.name(request)
+                continue
+            self._waiting.leave(modular)
+            self.adapters.name(request)
+            self._waiting.add(modular)
+            if not modular.attended and not isinstance(modular, InternalRequest):
+                set_block_hasher(request, PrivateBlockHasher(modular))
 
     def promote(self) -> list[Request]:
         """Returns encodes that make prompts exact, for an engine that has nothing else to do."""

@@ -39,6 +39,8 @@ class PromptModuleMixin(Scheduler):
         super().__init__(*args, **kwargs)
         # The engine core makes its block hasher after the scheduler.
         compat.never_hash_blocks(PLAN_KEY)
+        compat.hash_adapter_names()
+        compat.after_reload_adapter(PromptModuleMixin.reloaded_adapter)
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
         self.residency = ModuleResidency(
@@ -79,11 +81,17 @@ class PromptModuleMixin(Scheduler):
     def add_request(self, request: Request) -> None:
         """Adds a request; a bad plan ends it with an error at the next step."""
         if request.request_id not in self.requests:
+            self.residency.adapters.name(request)
             self.residency.add(request)
         super().add_request(request)
 
+    def reloaded_adapter(self, lora_int_id: int) -> None:
+        """Takes note that a client had a LoRA adapter loaded again, or removed."""
+        self.residency.adapters.reloaded(lora_int_id)
+
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Starts the encodes and probes that waiting requests need, then schedules as vLLM does."""
+        self.residency.follow_adapters(self.requests.values())
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)

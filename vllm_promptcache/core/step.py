@@ -147,12 +147,14 @@ class WorkerReport(KVConnectorWorkerMetadata):
         absent: Keys of modules that are not there, or not valid.
         can_relocate: Whether the worker can rotate keys to other positions.
         attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`.
+        adapters: LoRA adapters that were loaded, by vLLM's id, with the fingerprint of their files.
     """
 
     found: list[tuple[bytes, int, int]]
     absent: list[bytes]
     can_relocate: bool = False
     attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    adapters: dict[int, bytes] = field(default_factory=dict)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """Joins the reports of two workers; an engine with a disk tier has one.
@@ -166,4 +168,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
             key: sum(report.attention[key] for report in (self, other) if key in report.attention)
             for key in both
         }
-        return WorkerReport(found, absent, self.can_relocate and other.can_relocate, attention)
+        can_relocate = self.can_relocate and other.can_relocate
+        # The first worker is on the scheduler's machine and sees the same files.
+        adapters = {**other.adapters, **self.adapters}
+        return WorkerReport(found, absent, can_relocate, attention, adapters)

@@ -28,8 +28,10 @@ from vllm_promptcache.compat import (
     after_initialize_kv_cache,
     after_prepare_inputs,
     after_reload_weights,
+    around_load_adapter,
     split_attention_rows,
 )
+from vllm_promptcache.core.adapters import fingerprint_files
 from vllm_promptcache.core.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
@@ -68,6 +70,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
             after_prepare_inputs(_place_tokens)
             after_initialize_kv_cache(_bind_runner)
             after_reload_weights(_forget_model)
+            around_load_adapter(fingerprint_files, _loaded_adapter)
         else:
             add_utility(STATUS_UTILITY, prompt_module_status)
             add_utility(STORE_UTILITY, prompt_module_store)
@@ -102,10 +105,11 @@ class PromptModuleConnector(KVConnectorBase_V1):
         )
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
-        """Takes note of what the worker has read from disk, and of what probes have measured."""
+        """Takes note of what the worker has read and loaded, and of what probes have measured."""
         if isinstance(report := connector_output.kv_connector_worker_meta, WorkerReport):
             self._residency.tiers.fetched(report)
             self._residency.probes.answer(report.attention)
+            self._residency.adapters.loaded(report.adapters)
 
     def get_kv_connector_stats(self) -> ModuleStats | None:
         """Returns what modules did in the last step."""
@@ -140,6 +144,10 @@ class PromptModuleConnector(KVConnectorBase_V1):
         if (step := find_step(scheduler_output.kv_connector_metadata)) is not None:
             self._worker.split = place_tokens(runner, step)
             self._worker.observe(observed_tokens(runner, step))
+
+    def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:
+        """Takes note that a LoRA adapter was read from its files."""
+        self._worker.loaded_adapter(lora_int_id, files)
 
     def forget_model(self) -> None:
         """Takes note that the model has other weights now."""
@@ -188,6 +196,11 @@ class PromptModuleConnector(KVConnectorBase_V1):
 def _forget_model(worker: Any) -> None:
     if (connector := _connector()) is not None:
         connector.forget_model()
+
+
+def _loaded_adapter(lora_int_id: int, files: bytes) -> None:
+    if (connector := _connector()) is not None:
+        connector.loaded_adapter(lora_int_id, files)
 
 
 def _bind_runner(runner: Any) -> None:

@@ -50,6 +50,7 @@ class ModuleWorker:
     _has_reported: bool = False
     _fingerprints: dict[bytes, int] = field(default_factory=dict)
     _attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    _adapters: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -143,10 +144,15 @@ class ModuleWorker:
         """Tells what the worker found out and, once, what it can do; None if there is no news."""
         found, absent = self.host.take_read()
         attention, self._attention = self._attention, {}
-        if not (found or absent or attention) and self._has_reported:
+        adapters, self._adapters = self._adapters, {}
+        if not (found or absent or attention or adapters) and self._has_reported:
             return None
         self._has_reported = True
-        return WorkerReport(found, absent, self.rotary is not None, attention)
+        return WorkerReport(found, absent, self.rotary is not None, attention, adapters)
+
+    def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:
+        """A LoRA adapter was read from its files, which have this fingerprint."""
+        self._adapters[lora_int_id] = files
 
     def forget_model(self) -> None:
         """The model has other weights now: files are found and written for these."""
