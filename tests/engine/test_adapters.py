@@ -135,8 +135,8 @@ def test_an_adapter_that_is_unloaded_and_loaded_reads_nothing_old(
     llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
 ) -> None:
     """As over HTTP, where each load has an id of its own; and with the same id."""
-    folder, lora_id = tmp_path / "adapter", 50 + 10 * reuse
-    for seed, lora_id in ((1, lora_id), (2, lora_id + 1), (1, lora_id + 1)):
+    folder, first = tmp_path / "adapter", 50 + 10 * reuse
+    for seed, lora_id in ((1, first), (2, first + 1), (1, first + 1)):
         save_adapter(model, folder, seed)
         llm.llm_engine.remove_lora(lora_id)
         adapter = LoRARequest("again", lora_id, str(folder))
