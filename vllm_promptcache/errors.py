@@ -76,6 +76,26 @@ class PMLError(ClientError):
         return type(self), (self.message, *where, self.hint)
 
 
+class FieldError(PMLError):
+    """A prompt without markup that breaks the rules of PML, with the field of the request.
+
+    Args:
+        message: What is wrong, in one line.
+        field: Path of the field, such as `prompt_modules.imports[2]`.
+        hint: How to mend it, in one line.
+    """
+
+    def __init__(self, message: str, field: str, hint: str | None = None) -> None:
+        super().__init__(message, field, 1, 1, "", 0, hint)
+
+    def __str__(self) -> str:
+        what = f"{self.source_name}: {self.message}"
+        return what if self.hint is None else f"{what}\nhint: {self.hint}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.source_name, self.hint)
+
+
 class UnauthorizedError(ClientError):
     """A request without the key it needs (HTTP 401)."""
 

@@ -18,7 +18,7 @@ from vllm_promptcache.entrypoints.request_options import (
 from vllm_promptcache.errors import PlanError, UnsupportedError
 from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
 from vllm_promptcache.plan.chat import Conversation, close_with_user
-from vllm_promptcache.pml import Repair, parse_prompt
+from vllm_promptcache.pml import parse_prompt
 
 DOCUMENT = '<prompt schema="s"><a/> text</prompt>'
 ROLES = ChatRoles(
@@ -111,84 +111,19 @@ def test_bare_text_at_the_end_is_the_users() -> None:
     assert closed("<a/>") == ["Import"]
 
 
-def form(**fields: object) -> RequestOptions:
-    return RequestOptions.of(SimpleNamespace(model_extra={"prompt_modules": fields}))
-
-
-def test_a_prompt_without_markup() -> None:
-    options = form(
-        schema="s",
-        imports=["a/b", "a/c", "d"],
-        arguments={"a": {"x": '1 < "2"'}, "d": {"y": "&"}},
-        text="so ",
-    )
-    assert options.prompt_modules is not None
-    assert options.prompt_modules.to_pml("<b>") == (
-        '<prompt schema="s" xml:space="preserve"><a x=\'1 &lt; "2"\'><b></b><c></c></a>'
-        '<d y="&amp;"></d>so &lt;b&gt;</prompt>'
-    )
-    parse_prompt(options.prompt_modules.to_pml("<b>"))
-    assert "<user>so x</user>" in options.prompt_modules.to_pml("x", as_user=True)
-    with applied(options):
+def test_a_prompt_without_markup_takes_the_first_message() -> None:
+    modules = PromptModules(schema="s", imports=["a"])
+    with applied(RequestOptions(prompt_modules=modules)):
         chat = PMLChat.find([user("hello")])
         assert chat is not None
-        assert chat.document == options.prompt_modules.to_pml("hello")
+        assert (chat.document, chat.text) == (modules.to_prompt("hello"), "hello")
         for messages in ([], [user(DOCUMENT)], [{"role": "system", "content": "x"}]):
             with pytest.raises(PlanError, match="plain text"):
                 PMLChat.find(messages)
     assert current_options() == RequestOptions()
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"schema": "s", "importz": []}, "prompt_modules.importz: Extra inputs"),
-        ({"schema": "s", "encode": "isolated"}, "prompt_modules.encode: Input should be 'exact'"),
-        ({"schema": "s", "repair": '1"'}, "prompt_modules.repair: Value error, write `none`"),
-        ({"schema": "s", "imports": ["a b"]}, "prompt_modules.imports.0: String should match"),
-        ({"schema": 's"', "imports": []}, "prompt_modules.schema: String should match"),
-        ({"schema": "s", "arguments": {"a": {"x y": "1"}}}, "prompt_modules.arguments.a"),
-        ({"schema": "s", "imports": ["a/" * 64 + "a"]}, "prompt_modules.imports.0: String should"),
-        ({"repair": "tail:1"}, "prompt_modules: Value error, imports, arguments, text, encode"),
-        ({"imports": ["a"]}, "prompt_modules: Value error, imports, arguments, text, encode"),
-    ],
-)
-def test_malformed_forms_are_refused(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(PlanError) as error:
-        form(**fields)
-    assert error.value.message.startswith(message)
-
-
-@pytest.mark.parametrize("field", [0, "", [], False, "x"])
-def test_a_form_that_is_no_object_is_refused(field: object) -> None:
-    with pytest.raises(PlanError, match="prompt_modules: Input should be"):
-        RequestOptions.of(SimpleNamespace(model_extra={"prompt_modules": field}))
-
-
-def test_deep_imports_cost_little() -> None:
-    deep = "/".join(["a"] * 63)
-    modules = PromptModules(
-        schema="s",
-        imports=[f"b{i}/{deep}" for i in range(4096)],
-        arguments={f"b{i}": {"x": "1"} for i in range(4096)},
-    )
-    assert modules.to_pml("").count("<b") == 4096
-
-
-def test_the_policy_of_a_prompt_without_markup() -> None:
-    modules = PromptModules(schema="s", encode="exact", repair="tail:16")
-    prompt = parse_prompt(modules.to_pml("x"))
-    assert prompt.is_exact
-    assert prompt.repair == Repair("tail", 16)
-
-
 def test_a_pml_prompt_is_not_tokenized() -> None:
     request = TokenizeCompletionRequest(prompt=DOCUMENT)
     with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="cannot be tokenized"):
         plan_if_pml(SimpleNamespace(), DOCUMENT)  # type: ignore[arg-type]
-
-
-def test_arguments_of_modules_that_are_not_imported_are_refused() -> None:
-    modules = PromptModules(schema="s", imports=["a"], arguments={"b": {"x": "1"}})
-    with pytest.raises(PlanError, match="'b', which is not imported"):
-        modules.to_pml("")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
-from tests.plan.planning import Prompts
+from tests.plan.planning import Prompts, column
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan.codec import unpack_plan
 from vllm_promptcache.plan.sequence import Relocation, Run
@@ -197,3 +197,17 @@ def test_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
     assert len(words.calls) == num_calls
     with pytest.raises(PMLError, match="a text of 10001 characters is too long"):
         Prompts("y" * 10_001, tokenizer=words)
+
+
+def test_compact_text_never_changes_places_with_modules() -> None:
+    nested = '<module name="p">p</module><module name="q">q</module>'
+    compact = Prompts(
+        f'<module name="x">x {nested}</module><module name="y">y</module>'
+        '<module name="z">z</module>',
+        'layout="compact"',
+    )
+    assert compact.new("<x><q/><p/></x> one <y/> two <z/>") == {3: "one", 5: "two", 6: "z"}
+    assert compact.new("<q/><p/> one <y/> two <z/>") == {3: "one", 5: "two", 6: "z"}
+    error = compact.refused("<x><q/></x><y/> one <p/> two <z/>")
+    column(error, "<p/>")
+    assert error.message == "`y` stands between `x` and `x/p`, which lies within it"

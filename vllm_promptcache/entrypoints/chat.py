@@ -14,19 +14,21 @@ from vllm_promptcache.entrypoints.request_options import current_options
 from vllm_promptcache.errors import PlanError, UnsupportedError
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.chat import Conversation
-from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.pml import Prompt, is_prompt
 
 
 class PMLChat:
     """A conversation whose first message is a PML prompt.
 
     Attributes:
-        document: That prompt.
+        document: That prompt, in PML or as a tree.
+        text: What the client wrote in its place.
         messages: The conversation with a probe in its place.
     """
 
-    def __init__(self, messages: Sequence[Any], document: str) -> None:
+    def __init__(self, messages: Sequence[Any], document: str | Prompt) -> None:
         self.document = document
+        self.text = _user_text(messages[0]) or ""
         # Nothing in the conversation can be mistaken for it.
         self._probe = f"prompt-{secrets.token_hex(16)}"
         self.messages = [{"role": "user", "content": self._probe}, *messages[1:]]
@@ -46,7 +48,7 @@ class PMLChat:
                     "prompt_modules goes with a conversation that begins with a user message of "
                     "plain text"
                 )
-            return cls(messages, modules.to_pml(_user_text(messages[0]) or ""))
+            return cls(messages, modules.to_prompt(_user_text(messages[0]) or ""))
         if not found:
             return None
         if found != [0]:

@@ -19,6 +19,7 @@ from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.pml import (
     NO_REPAIR,
+    Prompt,
     Repair,
     SchemaPolicy,
     parse_prompt,
@@ -137,13 +138,13 @@ class FrontEnd:
 
     def plan(
         self,
-        text: str,
+        prompt: str | Prompt,
         *,
         reuse: bool = True,
         salt: str | None = None,
         conversation: Conversation | None = None,
     ) -> PromptPlan:
-        """Plans a PML prompt; see `Planner.plan`.
+        """Plans a prompt in PML, or its tree; see `Planner.plan`.
 
         Raises:
             PMLError: The prompt is not valid, or does not fit its schema.
@@ -151,7 +152,7 @@ class FrontEnd:
         """
         try:
             self.sync()
-            plan = self.planner.plan(text, reuse=reuse, salt=salt, conversation=conversation)
+            plan = self.planner.plan(prompt, reuse=reuse, salt=salt, conversation=conversation)
             self._check_room(plan)
         except PromptCacheError as error:
             count_plan_error(error)

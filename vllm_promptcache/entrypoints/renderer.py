@@ -23,11 +23,15 @@ from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
-from vllm_promptcache.entrypoints.request_options import current_options, preprocess
-from vllm_promptcache.errors import PlanError
+from vllm_promptcache.entrypoints.request_options import (
+    REQUEST_FIELD,
+    current_options,
+    preprocess,
+)
+from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
-from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.pml import Prompt, is_prompt
 from vllm_promptcache.tracing import trace_plan
 
 
@@ -78,15 +82,15 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
     fields = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
     if PLAN_FIELD in fields:
         return prompt
-    text = _document(front_end, fields)
-    if text is None:
+    document = _document(front_end, fields)
+    if document is None:
         return prompt
     if "prompt_embeds" in fields or "multi_modal_data" in fields:
         raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
-    refuse_tokenizing()
+    check_request()
     since_ns, salt = time.time_ns(), fields.get("cache_salt") or current_options().cache_salt
-    plan = front_end.plan(text, reuse=reuse, salt=salt)
-    return {**fields, **planned_prompt(text, plan, since_ns)}
+    plan = front_end.plan(document, reuse=reuse, salt=salt)
+    return {**fields, **planned_prompt(fields["prompt"], plan, since_ns)}
 
 
 def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
@@ -98,20 +102,24 @@ def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
     return is_form or (isinstance(text, str) and is_prompt(text))
 
 
-def refuse_tokenizing() -> None:
-    """Keeps a schema's text from whoever may not send prompts.
+def check_request() -> None:
+    """Refuses a PML prompt in requests that it does not go with.
 
     Raises:
-        PlanError: The request is one for the tokens of a PML prompt.
+        PlanError: The request is for beams; or for tokens, on a route whose clients need not be
+            allowed to send prompts: these are the schema's text.
     """
-    if current_options().is_tokenized:
+    options = current_options()
+    if options.has_beams:
+        raise PlanError("beam search cannot be combined with a PML prompt")
+    if options.is_tokenized:
         raise PlanError(
             "a PML prompt cannot be tokenized here", "use /v1/prompt_schemas/NAME/explain"
         )
 
 
-def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | None:
-    """The PML document that a prompt is or asks for."""
+def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | Prompt | None:
+    """The PML document that a prompt is, or the tree of what its request asks for."""
     text = None if "prompt_token_ids" in fields else fields.get("prompt")
     is_pml = isinstance(text, str) and is_prompt(text)
     modules = current_options().prompt_modules
@@ -120,7 +128,11 @@ def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | None:
     if is_pml or not isinstance(text, str):
         raise PlanError("prompt_modules goes with a prompt of plain text")
     schema = front_end.planner.schemas.get(modules.schema_name or "")
-    return modules.to_pml(text, as_user=schema is not None and schema.has_roles)
+    document = modules.to_prompt(text, as_user=schema is not None and schema.has_roles)
+    if not document.children:
+        hint = "import a module or write some text"
+        raise FieldError("an empty prompt", REQUEST_FIELD, hint)
+    return document
 
 
 class PromptModuleRenderer(BaseRenderer):
@@ -145,7 +157,7 @@ class PromptModuleRenderer(BaseRenderer):
         return await self.planning.run(self._plan_chat, chat, *rendered)
 
     def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
-        refuse_tokenizing()
+        check_request()
         if "multi_modal_data" in prompt:
             raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
         planner, since_ns = self.front_end.planner, time.time_ns()
@@ -155,8 +167,8 @@ class PromptModuleRenderer(BaseRenderer):
             conversation=chat.read(prompt.get("prompt"), planner.tokenizer),
         )
         first, *turns = conversation
-        planned = planned_prompt(chat.document, plan, since_ns)
-        return [{**first, "content": chat.document}, *turns], planned
+        planned = planned_prompt(chat.text, plan, since_ns)
+        return [{**first, "content": chat.text}, *turns], planned
 
     def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
         planned = self._plan(prompt, params)

@@ -6,12 +6,14 @@ that has the request to the one that plans it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
-from xml.sax.saxutils import escape, quoteattr
 
 from pydantic import (
     AfterValidator,
@@ -27,11 +29,28 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
-from vllm_promptcache.errors import PlanError
-from vllm_promptcache.pml import DEFAULT_LIMITS, check_repair
+from vllm_promptcache.errors import FieldError
+from vllm_promptcache.pml import (
+    DEFAULT_LIMITS,
+    Argument,
+    FieldLocation,
+    Import,
+    Prompt,
+    PromptNode,
+    Role,
+    Source,
+    Text,
+    check_repair,
+    code_point,
+    parse_repair,
+    quote,
+    size_bytes,
+)
 
 REQUEST_FIELD = "prompt_modules"
 
+# Half a character, which JSON can say but no tokenizer can read.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NAME = r"[A-Za-z_][A-Za-z0-9_.\-]*"
 _Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$", max_length=256)]
 # As deep as documents may nest.
@@ -45,7 +64,7 @@ class PromptModules(BaseModel):
 
     Attributes:
         schema_name: The schema, called `schema` in JSON.
-        imports: Paths of the modules to import, such as `trip-plan/miami`.
+        imports: Paths of the modules to import, such as `trip-plan/miami`, in their order.
         arguments: Module path -> parameter -> value.
         encode: `exact` for answers as of a plain prefill, whatever the schema says.
         repair: Which tokens of modules are computed again, whatever the schema says.
@@ -75,41 +94,72 @@ class PromptModules(BaseModel):
         """Whether it names a schema, and not just asks for details."""
         return self.schema_name is not None
 
-    def to_pml(self, text: str, *, as_user: bool = False) -> str:
-        """Returns the prompt as PML.
+    def to_prompt(self, text: str, *, as_user: bool = False) -> Prompt:
+        """Returns the prompt's tree; every character of its text is as it was sent.
 
         Args:
             text: The request's own prompt, which stands behind everything else.
             as_user: Whether the new text is a user message.
 
         Raises:
-            PlanError: An argument is for no import.
+            FieldError: It is too large, or an argument is for no import.
         """
-        num_chars = len(self.text) + len(text)
-        if num_chars > DEFAULT_LIMITS.max_document_bytes:
-            raise PlanError(f"prompt_modules: {num_chars} characters of text are too many")
-        tree: dict[str, Any] = {}
-        for path in self.imports:
-            node = tree
-            for name in path.split("/"):
-                node = node.setdefault(name, {})
-        for path in self.arguments:
-            if not _holds(tree, path):
-                raise PlanError(f"prompt_modules: arguments for {path!r}, which is not imported")
-        imports = "".join(self._element(name, (), children) for name, children in tree.items())
-        new = escape(self.text + text)
-        if as_user and new:
-            new = f"<user>{new}</user>"
-        policy = {"schema": self.schema_name, "encode": self.encode, "repair": self.repair}
-        attributes = "".join(f' {key}="{value}"' for key, value in policy.items() if value)
-        return f'<prompt{attributes} xml:space="preserve">{imports}{new}</prompt>'
+        self._check(text)
+        assert self.schema_name is not None, "others do not ask for a prompt"
+        place = FieldLocation(REQUEST_FIELD)
+        children = (*self._imports(), *_new_text(self.text + text, as_user=as_user))
+        return Prompt(
+            schema=self.schema_name,
+            is_exact=self.encode == "exact",
+            repair=None if self.repair is None else parse_repair(self.repair),
+            children=children,
+            source=Source(REQUEST_FIELD, ""),
+            location=place,
+        )
 
-    def _element(self, name: str, above: tuple[str, ...], children: dict[str, Any]) -> str:
-        path = (*above, name)
-        values = self.arguments.get("/".join(path), {})
-        arguments = "".join(f" {key}={quoteattr(value)}" for key, value in values.items())
-        inner = "".join(self._element(child, path, below) for child, below in children.items())
-        return f"<{name}{arguments}>{inner}</{name}>"
+    def _check(self, text: str) -> None:
+        """Checks what tokenizers and the rest of the front end are not made for."""
+        given = (text for item in self.arguments.values() for pair in item.items() for text in pair)
+        texts = (text, self.text, *self.imports, *self.arguments, *given)
+        num_bytes, limit = sum(map(size_bytes, texts)), DEFAULT_LIMITS.max_document_bytes
+        if num_bytes > limit:
+            message = f"the prompt has {num_bytes} bytes, more than {limit}"
+            raise FieldError(message, REQUEST_FIELD)
+        for half in filter(None, map(_SURROGATE.search, texts)):
+            raise FieldError(f"character {code_point(half[0])} is not allowed", REQUEST_FIELD)
+
+    def _imports(self) -> Iterator[Import]:
+        """An import for each path, behind those of modules around it that have arguments."""
+        waiting = set(self.arguments).difference(self.imports)
+        for number, path in enumerate(self.imports):
+            place = FieldLocation(f"{REQUEST_FIELD}.imports[{number}]")
+            around = accumulate(path.split("/"), "{}/{}".format) if waiting else ()
+            for outer in sorted(waiting.intersection(around)):
+                yield Import(outer, self._given(outer), (), place)
+                waiting.remove(outer)
+            yield Import(path, self._given(path), (), place)
+        for path in waiting:
+            message, hint = f"{quote(path)} is not imported", "add it to the imports"
+            raise FieldError(message, _argument_field(path), hint)
+
+    def _given(self, path: str) -> tuple[Argument, ...]:
+        field, given = _argument_field(path), self.arguments.get(path, {})
+        return tuple(
+            Argument(name, value, FieldLocation(f"{field}[{json.dumps(name)}]"))
+            for name, value in given.items()
+        )
+
+
+def _new_text(text: str, *, as_user: bool) -> tuple[PromptNode, ...]:
+    if not text:
+        return ()
+    place = FieldLocation(f"{REQUEST_FIELD}.text")
+    node = Text(text, place)
+    return (Role("user", (node,), place) if as_user else node,)
+
+
+def _argument_field(path: str) -> str:
+    return f"{REQUEST_FIELD}.arguments[{json.dumps(path)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +170,27 @@ class RequestOptions:
         cache_salt: The tenant's salt.
         prompt_modules: A prompt without markup.
         is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
+        has_beams: Whether it asks for beam search, which takes tokens and leaves plans behind.
     """
 
     cache_salt: str | None = None
     prompt_modules: PromptModules | None = None
     is_tokenized: bool = False
+    has_beams: bool = False
 
     @classmethod
     def of(cls, request: Any) -> RequestOptions:
         """Reads the options of a request body.
 
         Raises:
-            PlanError: The field `prompt_modules` is malformed.
+            FieldError: The field `prompt_modules` is malformed.
         """
         field = (getattr(request, "model_extra", None) or {}).get(REQUEST_FIELD)
         return cls(
             getattr(request, "cache_salt", None),
             None if field is None else _parse(field),
             is_tokenized=isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest),
+            has_beams=bool(getattr(request, "use_beam_search", False)),
         )
 
 
@@ -172,12 +225,10 @@ def _parse(field: Any) -> PromptModules:
         return PromptModules.model_validate(field)
     except ValidationError as error:
         problem = error.errors()[0]
-        place = ".".join(map(str, (REQUEST_FIELD, *problem["loc"])))
-        raise PlanError(f"{place}: {problem['msg']}") from None
+        raise FieldError(problem["msg"], _place(problem["loc"])) from None
 
 
-def _holds(tree: dict[str, Any], path: str) -> bool:
-    node: dict[str, Any] | None = tree
-    for name in path.split("/"):
-        node = None if node is None else node.get(name)
-    return node is not None
+def _place(path: Iterable[int | str]) -> str:
+    """Path of a field within `prompt_modules`, as pydantic gives it, for a message."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    return "".join((REQUEST_FIELD, *steps))

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
     Import,
-    Location,
     Module,
     Param,
+    Place,
     PromptNode,
     Role,
     RoleName,
@@ -32,7 +32,7 @@ class Piece:
     """
 
     text: str
-    location: Location
+    location: Place
     closes: RoleName | None = None
 
 

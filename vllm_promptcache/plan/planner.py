@@ -170,16 +170,16 @@ class Planner:
 
     def plan(
         self,
-        pml_text: str,
+        prompt: str | Prompt,
         *,
         reuse: bool = True,
         salt: str | None = None,
         conversation: Conversation | None = None,
     ) -> PromptPlan:
-        """Parses and plans a prompt.
+        """Plans a prompt.
 
         Args:
-            pml_text: The prompt in PML.
+            prompt: The prompt in PML, or its tree.
             reuse: Whether modules are reused; if not, the plan is one plain prefill of the same
                 tokens at the same positions.
             salt: The tenant's salt (`cache_salt` of a request), which a private schema needs.
@@ -189,7 +189,8 @@ class Planner:
             PMLError: The prompt breaks a rule, or names a schema that is not there.
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
-        prompt = parse_prompt(pml_text, limits=self._limits)
+        if isinstance(prompt, str):
+            prompt = parse_prompt(prompt, limits=self._limits)
         layout = self._layout_of(prompt, salt)
         plan = plan_prompt(
             prompt,

@@ -16,7 +16,7 @@ from vllm_promptcache.layout.schema_layout import (
 )
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.order import in_document_order
-from vllm_promptcache.pml.ast import Argument, Import, Location, Prompt, PromptNode
+from vllm_promptcache.pml.ast import Argument, FieldLocation, Import, Place, Prompt, PromptNode
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 
 _MAX_NUM_LISTED = 8
@@ -125,6 +125,7 @@ class _Resolver:
         places: Where each module is imported first, by index, in order of import.
         elements: Imports that are spelled out, by index.
         members: The imported member of each union, by the union's index.
+        last: The module that the last import so far names.
         groups: New text so far.
         num_inner: How many of `groups` stand before the last import so far.
     """
@@ -132,9 +133,10 @@ class _Resolver:
     prompt: Prompt
     layout: SchemaLayout
     tokenizer: LayoutTokenizer
-    places: dict[int, Location] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)
     elements: dict[int, Import] = field(default_factory=dict)
     members: dict[int, ModuleLayout] = field(default_factory=dict)
+    last: ModuleLayout | None = None
     groups: list[TextGroup] = field(default_factory=list)
     num_inner: int = 0
 
@@ -182,12 +184,15 @@ class _Resolver:
     def _import(self, element: Import, module: ModuleLayout) -> None:
         if (earlier := self.elements.get(module.index)) is not None:
             message = f"{quote(module.path)} is imported twice"
-            first = f"{earlier.location.line}:{earlier.location.column}"
-            raise self._error(element.location, message, f"the first import is at {first}")
+            raise self._error(
+                element.location, message, f"the first import is at {earlier.location}"
+            )
         for argument in element.arguments:
             if argument.name not in module.parameters:
                 raise self._unknown_argument(module, argument)
+        self._check_order(module, element.location)
         self.elements[module.index] = element
+        self.last = module
         for ancestor in self.layout.ancestors(module):
             self._add(ancestor, element.location)
         self._add(module, element.location)
@@ -195,7 +200,20 @@ class _Resolver:
         self.places[module.index] = element.location
         self.num_inner = len(self.groups)
 
-    def _add(self, module: ModuleLayout, location: Location) -> None:
+    def _check_order(self, module: ModuleLayout, location: Place) -> None:
+        """Refuses an order that a compact layout cannot keep: modules lie within their parents."""
+        last, layout = self.last, self.layout
+        if last is None or not layout.is_compact or layout.has_free_order:
+            return
+        for outer in (*layout.ancestors(module), module):
+            is_left = not outer.index <= last.index <= outer.last_descendant
+            if outer.index != ROOT and outer.index in self.places and is_left:
+                message = f"{quote(last.path)} stands between {quote(outer.path)} and "
+                message += f"{quote(module.path)}, which lies within it"
+                hint = f"import what is nested in {quote(outer.path)} right behind it"
+                raise self._error(location, message, hint)
+
+    def _add(self, module: ModuleLayout, location: Place) -> None:
         if module.index in self.places:
             return
         if module.union is not None:
@@ -210,40 +228,48 @@ class _Resolver:
 
     def find(self, element: Import, scope: ModuleLayout) -> ModuleLayout:
         """The module that an import inside of `scope` names."""
-        child = self.layout.children[scope.index].get(element.name)
+        *around, name = element.name.split("/")
+        for outer in around:
+            scope = self._named(outer, element.location, scope)
+        return self._named(name, element.location, scope)
+
+    def _named(self, name: str, place: Place, scope: ModuleLayout) -> ModuleLayout:
+        child = self.layout.children[scope.index].get(name)
         if child is not None:
             return self.layout.modules[child]
         # In document order, so those inside of the scope follow each other.
-        named = self.layout.by_name.get(element.name, ())
+        named = self.layout.by_name.get(name, ())
         inside = named[
             bisect_right(named, scope.index) : bisect_right(named, scope.last_descendant)
         ]
         found = [self.layout.modules[index] for index in inside]
         if not found:
-            raise self._unknown_module(element, scope)
+            raise self._unknown_module(name, place, scope)
         if len(found) > 1:
             paths = quote_some([module.path for module in found])
-            message = f"{quote(element.name)} is ambiguous: {paths}"
-            raise self._error(element.location, message, "spell out the modules around it")
+            message = f"{quote(name)} is ambiguous: {paths}"
+            raise self._error(place, message, "spell out the modules around it")
         return found[0]
 
-    def _unknown_module(self, element: Import, scope: ModuleLayout) -> PMLError:
+    def _unknown_module(self, name: str, place: Place, scope: ModuleLayout) -> PMLError:
         where = quote(scope.path) if scope.path else f"schema {quote(self.layout.name)}"
-        message = f"there is no module {quote(element.name)} in {where}"
+        message = f"there is no module {quote(name)} in {where}"
         names = dict.fromkeys(module.name for module in self.layout.descendants(scope))
-        return self._error(element.location, message, did_you_mean(element.name, names))
+        return self._error(place, message, did_you_mean(name, names))
 
     def _unknown_argument(self, module: ModuleLayout, argument: Argument) -> PMLError:
         message = f"{quote(module.path)} has no parameter {quote(argument.name)}"
         hint = did_you_mean(argument.name, module.parameters)
         return self._error(argument.location, message, hint)
 
-    def _missing(self, module: ModuleLayout, slot: ParameterSlot, place: Location) -> PMLError:
+    def _missing(self, module: ModuleLayout, slot: ParameterSlot, place: Place) -> PMLError:
         message = f"{quote(module.path)} needs an argument for its parameter {quote(slot.name)}"
         hint = f'write `<{module.name} {slot.name}="...">`'
+        if isinstance(place, FieldLocation):
+            hint = "give it in `prompt_modules.arguments`"
         if module.index not in self.elements:
             hint += f"; {quote(module.path)} is imported along with another module"
         return self._error(place, message, hint)
 
-    def _error(self, location: Location, message: str, hint: str | None) -> PMLError:
+    def _error(self, location: Place, message: str, hint: str | None) -> PMLError:
         return pml_error(self.prompt.source, location, message, hint)

@@ -5,6 +5,7 @@ from vllm_promptcache.pml.ast import (
     RESERVED_NAMES,
     Argument,
     EncodePolicy,
+    FieldLocation,
     Import,
     LayoutName,
     Location,
@@ -35,7 +36,7 @@ from vllm_promptcache.pml.attributes import (
 )
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
-from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits
+from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits, code_point, size_bytes
 from vllm_promptcache.pml.validate import validate_schema
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "RESERVED_NAMES",
     "Argument",
     "EncodePolicy",
+    "FieldLocation",
     "Import",
     "LayoutName",
     "Limits",
@@ -66,6 +68,7 @@ __all__ = [
     "Text",
     "Union",
     "check_repair",
+    "code_point",
     "did_you_mean",
     "is_prompt",
     "modules_in_scope",
@@ -76,5 +79,6 @@ __all__ = [
     "parse_schema",
     "pml_error",
     "quote",
+    "size_bytes",
     "validate_schema",
 ]

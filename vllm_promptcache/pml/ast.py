@@ -39,6 +39,22 @@ class Location:
     line: int
     column: int
 
+    def __str__(self) -> str:
+        return f"{self.line}:{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class FieldLocation:
+    """A place in a prompt without markup, such as `prompt_modules.imports[2]`."""
+
+    field: str
+
+    def __str__(self) -> str:
+        return self.field
+
+
+Place: TypeAlias = Location | FieldLocation
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -48,7 +64,7 @@ class Text:
     """
 
     text: str
-    location: Location
+    location: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +131,7 @@ class Role(Generic[_Node]):
 
     role: RoleName
     children: tuple[_Node, ...]
-    location: Location
+    location: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,22 +165,25 @@ class Argument:
 
     name: str
     value: str
-    location: Location
+    location: Place
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """A use of the module `name`; the children are new text and imports of nested modules."""
+    """A use of the module `name`; the children are new text and imports of nested modules.
+
+    In a prompt without markup the name may be the module's path.
+    """
 
     name: str
     arguments: tuple[Argument, ...]
     children: "tuple[PromptNode, ...]"
-    location: Location
+    location: Place
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt document for the schema of that name.
+    """A prompt for the schema of that name; the source of one without markup has no text.
 
     `is_exact` is for `encode="exact"`; `repair` is None where the modules' own holds.
     """
@@ -174,7 +193,7 @@ class Prompt:
     repair: Repair | None
     children: "tuple[PromptNode, ...]"
     source: Source
-    location: Location
+    location: Place
 
 
 SchemaNode: TypeAlias = Text | Param | Module | Union | Role["SchemaNode"]

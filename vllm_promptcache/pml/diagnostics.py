@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 
-from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.ast import Location, Source
+from vllm_promptcache.errors import FieldError, PMLError
+from vllm_promptcache.pml.ast import FieldLocation, Location, Place, Source
 
 FORBIDDEN_CHARACTER = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 """What XML 1.0 allows in no document, not even as a character reference."""
@@ -18,17 +18,17 @@ _ELLIPSIS = "..."
 _MAX_NUM_COMPARED = 1_000
 
 
-def pml_error(
-    source: Source, location: Location, message: str, hint: str | None = None
-) -> PMLError:
+def pml_error(source: Source, location: Place, message: str, hint: str | None = None) -> PMLError:
     """Makes the error for a place in a source, for the caller to raise.
 
     Args:
         source: The document at fault.
-        location: Where in it; the caret stands there.
+        location: Where in it; the caret stands there. Or the field of a request at fault.
         message: What is wrong, in one line.
         hint: How to mend it, in one line.
     """
+    if isinstance(location, FieldLocation):
+        return FieldError(message, location.field, hint)
     line, caret = _window(_line_at(source.text, location.line), location.column - 1)
     # Lone surrogates and escape codes must not reach a terminal or an HTTP answer.
     line = FORBIDDEN_CHARACTER.sub("\ufffd", line)

@@ -11,18 +11,33 @@ from vllm_promptcache.pml.schema import SchemaBuilder
 from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits, read_source, size_bytes
 from vllm_promptcache.pml.validate import validate_schema
 
-# The atomic group keeps this linear, however many comments an ordinary string begins with.
+# Atomic groups keep these linear, however many comments or attributes a plain string begins with.
 _PROMPT_START = re.compile(
-    r"\ufeff?(?>[ \t\r\n]+|<\?xml[ \t\r\n][^>]*>|<!--.*?-->)*<prompt[ \t\r\n>/]", re.DOTALL
+    r"\ufeff?(?>[ \t\r\n]+|<\?xml[ \t\r\n][^>]*>|<!--.*?-->)*<prompt(?=[ \t\r\n/])", re.DOTALL
 )
+_OTHER_ATTRIBUTES = re.compile(
+    r"""(?>(?:"[^"<]*"|'[^'<]*'|"[^"]*"(?=[ \t\r\n/>])|'[^']*'(?=[ \t\r\n/>]))"""
+    r"""|[ \t\r\n/=]+|(?!schema[ \t\r\n]*=)[^ \t\r\n/=<>"']+)*+"""
+)
+_SCHEMA = re.compile(r"""[ \t\r\n"'/]schema[ \t\r\n]*=""")
 
 
 def is_prompt(text: str) -> bool:
-    """Whether a string is meant as a PML prompt: its first tag is `<prompt>`. Takes microseconds.
+    """Whether a string is meant as a PML prompt: its first tag is `<prompt ... schema=...>`.
 
-    Such a string may still be malformed; one that mentions `<prompt>` later on is ordinary text.
+    Takes microseconds. Such a string may still be malformed; one that mentions such a tag later on
+    is ordinary text, and so is a `<prompt>` without that attribute, which users write themselves.
     """
-    return _PROMPT_START.match(text) is not None
+    start = _PROMPT_START.match(text)
+    if start is None:
+        return False
+    others = _OTHER_ATTRIBUTES.match(text, start.end())
+    assert others is not None, "there may be none"
+    if text.startswith(("schema", ">"), others.end()):
+        return text[others.end()] != ">"
+    # A quote that is not closed, or a `<`: malformed, which the parser must tell its author.
+    end = text.find(">", start.end())
+    return _SCHEMA.search(text, start.end(), max(end, 0)) is not None
 
 
 def parse_schema(

@@ -9,6 +9,7 @@ from vllm_promptcache.pml.ast import (
     Location,
     Module,
     Param,
+    Place,
     Role,
     Scaffold,
     Schema,
@@ -109,5 +110,5 @@ class _Validator:
             raise self._error(node.location, message, hint)
         first[node.name] = node.location
 
-    def _error(self, location: Location, message: str, hint: str | None) -> PMLError:
+    def _error(self, location: Place, message: str, hint: str | None) -> PMLError:
         return pml_error(self.source, location, message, hint)
