@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.layout.templates import CHATML, LLAMA3
 from vllm_promptcache.layout import LayoutTokenizer
 
-VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "trip": 4, "Ġ": 5}
+SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 
 def hf_tokenizer(template: str, *, adds_bos: bool, unk: str | None) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.WordLevel(VOCAB, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")
+    """One token a byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = SPECIAL | {byte: number for number, byte in enumerate(alphabet, start=len(SPECIAL))}
+    backend = Tokenizer(models.BPE(vocab, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", 1)]
@@ -32,7 +36,8 @@ def hf_tokenizer(template: str, *, adds_bos: bool, unk: str | None) -> PreTraine
 def test_texts_are_encoded_each_on_its_own(adds_bos: bool) -> None:
     tokenizer = LayoutTokenizer(hf_tokenizer(CHATML, adds_bos=adds_bos, unk="<unk>"))
     assert tokenizer.encode([]) == []
-    assert tokenizer.encode(["a", "", "trip"]) == [[3], [], [4]]
+    trip, empty, a = tokenizer.encode(["a trip", "", "a"])
+    assert (len(trip), empty, trip[0]) == (6, [], *a)
     assert tokenizer.bos_id == (1 if adds_bos else None)
     assert tokenizer.placeholder_id == 0
 

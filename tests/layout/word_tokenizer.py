@@ -50,6 +50,11 @@ class WordTokenizer:
         bos = [self.bos_token_id] if add_special_tokens and self._adds_bos else []
         return {"input_ids": [[*bos, *self.ids(one)] for one in text]}
 
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """The words without white space, which no token stands for, cut or not."""
+        assert skip_special_tokens
+        return "".join(self.words[token_id] for token_id in token_ids)
+
     def apply_chat_template(
         self,
         conversation: list[dict[str, str]],

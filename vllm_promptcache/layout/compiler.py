@@ -106,19 +106,22 @@ def _place(
     bos_id = tokenizer.bos_id if first_role is None else tokenizer.chat_bos_id
     needs_preamble = first_role is not None and first_role.role != "system"
     preamble = tokenizer.roles.preamble if needs_preamble else ""
+    writes_bos = first_role is not None and tokenizer.roles.starts_with_bos
+    start = tokenizer.bos_text if writes_bos else ""
     # Wrappers recur with every role; each text is tokenised once, all in one call.
-    texts = list({preamble, *texts_in(schema.children, tokenizer)})
-    longest = max(map(len, texts))
+    inner = texts_in(schema.children, tokenizer, preamble or start)
+    texts = list({tokenizer.placed(preamble, start), *inner})
+    longest = max(len(placed.text) for placed in texts)
     if max_model_len is not None and not tokenizer.may_fit(longest, max_model_len):
         message = f"a text of {longest} characters is too long for {max_model_len} tokens"
         refuse(schema, schema.location, message, "split it")
-    token_ids = dict(zip(texts, tokenizer.encode(texts), strict=True))
+    token_ids = dict(zip(texts, tokenizer.encode_placed(texts), strict=True))
     is_compact = schema.layout == "compact"
 
     def place(*, has_leads: bool) -> Placement:
         pin = schema.pin or None
         placement = Placement(tokenizer, token_ids, encode, repair, pin, is_compact, has_leads)
-        placement.place(schema.children, bos_id=bos_id, preamble=preamble)
+        placement.place(schema.children, bos_id=bos_id, start=start, preamble=preamble)
         return placement
 
     # In other schemas there are the positions of the modules before it.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
     Import,
@@ -29,25 +30,48 @@ class Piece:
         text: The text; a wrapper's may be empty.
         location: The text node, or the role's element.
         closes: The role whose end this is.
+        before: What stands before it, as in `PlacedText`.
     """
 
     text: str
     location: Place
     closes: RoleName | None = None
+    before: str | None = None
+
+    @property
+    def placed(self) -> PlacedText:
+        """The text as it is tokenised."""
+        return PlacedText(self.text, self.before)
 
 
 Item: TypeAlias = Piece | Param | Module | Union | Import
 
 
 def items(
-    children: Iterable[SchemaNode] | Iterable[PromptNode], tokenizer: LayoutTokenizer
+    children: Iterable[SchemaNode] | Iterable[PromptNode],
+    tokenizer: LayoutTokenizer,
+    before: str | None = None,
 ) -> Iterator[Item]:
     """Children in document order, with text as pieces and roles replaced by what they hold.
 
     Args:
         children: Nodes of a schema or a prompt, whose roles have been checked.
         tokenizer: Knows the model's chat roles; they are derived only where one occurs.
+        before: Text right before the first child: empty at the start of a document, None if not
+            known.
     """
+    for item in _items(children, tokenizer):
+        if not isinstance(item, Piece):
+            before = None
+        elif item.text:
+            placed = tokenizer.placed(item.text, before)
+            item, before = replace(item, before=placed.before), item.text
+        yield item
+
+
+def _items(
+    children: Iterable[SchemaNode] | Iterable[PromptNode], tokenizer: LayoutTokenizer
+) -> Iterator[Item]:
     for child in children:
         match child:
             case Text():
@@ -74,7 +98,7 @@ def roles_in(children: Iterable[SchemaNode] | Iterable[PromptNode]) -> Iterator[
 def _wrapped(role: Role[Any], tokenizer: LayoutTokenizer) -> Iterator[Item]:
     wrapper = tokenizer.roles.wrappers[role.role]
     yield Piece(wrapper.prefix, role.location)
-    yield from items(_stripped(role) if wrapper.strips_content else role.children, tokenizer)
+    yield from _items(_stripped(role) if wrapper.strips_content else role.children, tokenizer)
     yield Piece(wrapper.suffix, role.location, closes=role.role)
 
 

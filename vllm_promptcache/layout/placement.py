@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_promptcache.layout.content import Piece, items
 from vllm_promptcache.layout.drafts import ModuleDraft
+from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd, UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
@@ -20,16 +21,33 @@ from vllm_promptcache.pml.ast import (
 )
 
 
-def texts_in(children: Iterable[SchemaNode], tokenizer: LayoutTokenizer) -> Iterator[str]:
-    """All texts of a schema that are tokenised."""
-    for item in items(children, tokenizer):
+def texts_in(
+    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str | None = None
+) -> Iterator[PlacedText]:
+    """All texts of a schema that are tokenised; `before` as for `items`."""
+    for item in items(children, tokenizer, before):
         match item:
-            case Piece(text=text) | Param(placeholder=str(text)):
-                yield text
+            case Piece():
+                yield item.placed
+            case Param(placeholder=str(text)):
+                yield PlacedText(text)
             case Module():
                 yield from texts_in(item.children, tokenizer)
             case Union():
                 yield from texts_in(item.members, tokenizer)
+
+
+def first_text(
+    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str
+) -> PlacedText | None:
+    """The text that a schema begins with, None if it begins with a module or a union."""
+    for item in items(children, tokenizer, before):
+        if not isinstance(item, Piece):
+            return None
+        # The prefix of a role may be empty.
+        if item.text:
+            return item.placed
+    return None
 
 
 @dataclass(slots=True)
@@ -50,7 +68,7 @@ class Placement:
     """
 
     tokenizer: LayoutTokenizer
-    token_ids: Mapping[str, list[int]]
+    token_ids: Mapping[PlacedText, list[int]]
     default_encode: EncodePolicy
     default_repair: Repair
     default_pin: Pin | None
@@ -60,12 +78,15 @@ class Placement:
     unions: list[UnionLayout] = field(default_factory=list)
     cursor: int = 0
 
-    def place(self, children: Iterable[SchemaNode], *, bos_id: int | None, preamble: str) -> None:
+    def place(
+        self, children: Sequence[SchemaNode], *, bos_id: int | None, start: str, preamble: str
+    ) -> None:
         """Places a whole schema.
 
         Args:
             children: The schema's children.
             bos_id: Token for position 0, unless the text that stands there begins with it.
+            start: Text that stands there by itself: BOS where the chat template writes it, or none.
             preamble: Text behind it.
         """
         root = ModuleDraft(
@@ -80,21 +101,26 @@ class Placement:
             pin=self.default_pin,
         )
         self.modules.append(root)
-        first = self.token_ids[preamble] or self._first_text(children)
-        if bos_id is not None and first[:1] != [bos_id]:
+        before = self.tokenizer.placed(preamble, start) if preamble else None
+        first = before or first_text(children, self.tokenizer, start)
+        if bos_id is not None and self._ids(first)[:1] != [bos_id]:
             self._text(root, [bos_id])
-        self._text(root, self.token_ids[preamble])
-        self._fill(root, children)
+        if first is None and not start and self.tokenizer.opening:
+            # The document begins with whatever is imported first, or with new text.
+            self._text(root, self.tokenizer.opening)
+        self._text(root, self._ids(before))
+        self._fill(root, children, preamble or start)
 
-    def _first_text(self, children: Iterable[SchemaNode]) -> list[int]:
-        first = next(items(children, self.tokenizer), None)
-        return self.token_ids[first.text] if isinstance(first, Piece) else []
+    def _ids(self, placed: PlacedText | None) -> list[int]:
+        return [] if placed is None else self.token_ids[placed]
 
-    def _fill(self, draft: ModuleDraft, children: Iterable[SchemaNode]) -> None:
-        for item in items(children, self.tokenizer):
+    def _fill(
+        self, draft: ModuleDraft, children: Iterable[SchemaNode], before: str | None = None
+    ) -> None:
+        for item in items(children, self.tokenizer, before):
             match item:
                 case Piece():
-                    self._text(draft, self.token_ids[item.text])
+                    self._text(draft, self.token_ids[item.placed])
                     if item.closes is not None:
                         draft.role_end = RoleEnd(item.closes, self.cursor)
                 case Param():
@@ -122,7 +148,8 @@ class Placement:
 
     def _parameter(self, draft: ModuleDraft, param: Param) -> None:
         draft.parameters[param.name] = ParameterSlot(param.name, self.cursor, param.length)
-        given = self.token_ids[param.placeholder][: param.length] if param.placeholder else []
+        placed = PlacedText(param.placeholder) if param.placeholder else None
+        given = self._ids(placed)[: param.length]
         padding = [self.tokenizer.placeholder_id] * (param.length - len(given))
         draft.add_placeholders(given + padding, self.cursor)
         self.cursor += param.length

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.chat_template import derive_roles
+from vllm_promptcache.layout.piecewise import Piecewise, PlacedText
 from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.probes import find_piecewise
 from vllm_promptcache.layout.roles import ChatRoles
 
 # Most tokenizers need fewer tokens for a primer, but one that knows hardly any words may not.
@@ -28,6 +30,9 @@ class HFTokenizer(Protocol):
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> Mapping[str, Any]:
         """Returns `input_ids`, a list for each text."""
 
+    def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+        """Returns the text of some tokens."""
+
     def apply_chat_template(
         self,
         conversation: list[dict[str, str]],
@@ -41,25 +46,47 @@ class HFTokenizer(Protocol):
 class LayoutTokenizer:
     """Turns texts into tokens, each text on its own and without special tokens.
 
+    The tokens of texts that stand one behind the other read as these texts do.
     Holds no state but what it derives once, so it is as thread-safe as `tokenizer` is.
 
     Args:
-        tokenizer: A Hugging Face tokenizer, fast or slow.
+        tokenizer: A Hugging Face tokenizer, fast or slow, or one of vLLM's own.
     """
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._tokenizer = tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenises many texts in one call.
+        """Tokenises many texts that stand inside a document in one call.
 
         Returns:
             Token ids of each text, in the order of `texts`.
+
+        Raises:
+            UnsupportedError: The tokenizer cannot tokenise texts part by part.
         """
-        if not texts:
-            return []
-        encoded: list[list[int]] = self._encode(texts, add_special_tokens=False)
-        return encoded
+        return self.encode_placed([PlacedText(text) for text in texts])
+
+    def encode_placed(self, texts: Sequence[PlacedText]) -> list[list[int]]:
+        """Tokenises many texts, each where it stands, in one call. Raises as `encode`."""
+        return self._piecewise.encode(texts) if texts else []
+
+    def placed(self, text: str, before: str | None) -> PlacedText:
+        """A text at its place.
+
+        Args:
+            text: The text.
+            before: Text right before it: empty at the start of a document, None if not known.
+        """
+        # Most tokenizers do not care; then the same text is tokenised once.
+        if before is None or not self._piecewise.anchors:
+            return PlacedText(text)
+        return PlacedText(text, self._special_end(before) if before else "")
+
+    @property
+    def opening(self) -> list[int]:
+        """Tokens that begin a document whose first text is not known when it is tokenised."""
+        return list(self._piecewise.opening)
 
     def may_fit(self, num_chars: int, num_tokens: int) -> bool:
         """Whether a text of that length may have so few tokens; counting them takes long."""
@@ -77,9 +104,8 @@ class LayoutTokenizer:
         Raises:
             UnsupportedError: The tokenizer has neither.
         """
-        unknown, others = self._tokenizer.unk_token_id, self._tokenizer
-        if unknown is not None and unknown not in (others.bos_token_id, others.eos_token_id):
-            return unknown
+        if self._unknown_id is not None:
+            return self._unknown_id
         space = self.encode([" "])[0]
         if not space:
             raise UnsupportedError("the tokenizer has no token that can stand in for an argument")
@@ -107,7 +133,7 @@ class LayoutTokenizer:
     @property
     def bos_text(self) -> str:
         """Text of the BOS token, empty if there is none."""
-        return self._tokenizer.bos_token or ""
+        return getattr(self._tokenizer, "bos_token", None) or ""
 
     @cached_property
     def roles(self) -> ChatRoles:
@@ -116,11 +142,49 @@ class LayoutTokenizer:
         Raises:
             UnsupportedError: There is no chat template, or it cannot be taken apart.
         """
-        eos = self._tokenizer.eos_token or ""
+        eos = getattr(self._tokenizer, "eos_token", None) or ""
         return derive_roles(self._render, bos=self.bos_text, eos=eos)
+
+    @cached_property
+    def _piecewise(self) -> Piecewise:
+        special = (self.bos_text, getattr(self._tokenizer, "eos_token", None))
+        return find_piecewise(
+            lambda texts: list(self._encode(texts, add_special_tokens=False)),
+            self._decode,
+            special=list(filter(None, special)),
+            unknown_id=self._unknown_id,
+        )
+
+    @property
+    def _unknown_id(self) -> int | None:
+        """The unknown token, if it means nothing else."""
+        unknown: int | None = getattr(self._tokenizer, "unk_token_id", None)
+        others = (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id)
+        return None if unknown in others else unknown
+
+    def _special_end(self, text: str) -> str | None:
+        """The special token at the end of a text, with the white space behind it, if there is."""
+        bare = text.rstrip()
+        special = max(filter(bare.endswith, self._special_texts), key=len, default=None)
+        return None if special is None else special + text[len(bare) :]
+
+    @cached_property
+    def _special_texts(self) -> frozenset[str]:
+        known = getattr(self._tokenizer, "all_special_tokens", ())
+        added: Mapping[str, int] = getattr(self._tokenizer, "get_added_vocab", dict)()
+        return frozenset(map(str, (*known, *added)))
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> Any:
         return self._tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        # Without these, a tokenizer of vLLM's own writes tokens instead of text.
+        decode: Callable[..., str] = partial(self._tokenizer.decode, skip_special_tokens=True)
+        try:
+            # Tidying up would hide a blank before a full stop.
+            return decode(token_ids, clean_up_tokenization_spaces=False)
+        except TypeError:
+            return decode(token_ids)
 
     def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return str(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TypeAlias
 
+from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.schema_layout import RoleEnd
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.prompt_plan import NewTokens
@@ -14,7 +15,7 @@ from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error, quote
 
-TokenIds: TypeAlias = Mapping[str, list[int]]
+TokenIds: TypeAlias = Mapping[PlacedText, list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ def check_size(
 
 def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, frame: TextFrame) -> TokenIds:
     """Tokenises all texts of a prompt in one call, which costs more than a short text's tokens."""
-    texts = {given.argument.value for given in resolved.arguments}
+    texts = {PlacedText(given.argument.value) for given in resolved.arguments}
     for group in (*resolved.inner, *resolved.trailing):
-        texts.update(piece.text for piece in group.pieces)
-    texts.update(filter(None, (frame.before, frame.behind)))
-    return dict(zip(texts, tokenizer.encode(list(texts)), strict=True))
+        texts.update(piece.placed for piece in group.pieces)
+    texts.update(map(PlacedText, filter(None, (frame.before, frame.behind))))
+    return dict(zip(texts, tokenizer.encode_placed(list(texts)), strict=True))
 
 
 def place_arguments(
@@ -82,7 +83,7 @@ def place_arguments(
         PMLError: An argument has more tokens than its parameter takes.
     """
     for given in resolved.arguments:
-        value, slot = token_ids[given.argument.value], given.slot
+        value, slot = token_ids[PlacedText(given.argument.value)], given.slot
         if len(value) > slot.length:
             message = (
                 f"the argument {quote(slot.name)} has {len(value)} tokens, "
@@ -111,11 +112,11 @@ def place_text(
     for group, start in zip(resolved.inner, starts, strict=True):
         text.add(group, start)
     if frame.before:
-        text.append("", token_ids[frame.before], text.end)
+        text.append("", token_ids[PlacedText(frame.before)], text.end)
     for group in resolved.trailing:
         text.add(group, text.end)
     if frame.behind and (text.ends_with_user() or not frame.behind_user_only):
-        text.append("", token_ids[frame.behind], text.end)
+        text.append("", token_ids[PlacedText(frame.behind)], text.end)
     return text.new
 
 
@@ -137,7 +138,7 @@ class _PlacedText:
 
     def add(self, group: TextGroup, position: int) -> None:
         for piece in group.pieces:
-            position = self.append(group.scope.path, self.token_ids[piece.text], position)
+            position = self.append(group.scope.path, self.token_ids[piece.placed], position)
             if piece.closes is not None:
                 self.role_ends.append(RoleEnd(piece.closes, position))
 

@@ -116,7 +116,7 @@ def _place(
     """The prompt with its modules where they are in it, and where each inner text begins."""
 
     def num_tokens(group: TextGroup) -> int:
-        return sum(len(token_ids[piece.text]) for piece in group.pieces)
+        return sum(len(token_ids[piece.placed]) for piece in group.pieces)
 
     if layout.is_compact:
         return place_compactly(layout, resolved, num_tokens)
