@@ -23,7 +23,7 @@ test test-slow bench: export HF_HUB_OFFLINE = 1
 test test-slow bench: export DO_NOT_TRACK = 1
 
 # Real engines come last: simple mistakes show first.
-test: $(STAMP)  ## Run the tests, a few minutes
+test: $(STAMP)  ## Run the tests, some ten minutes
 	$(BIN)/python -m pytest -m "not engine and not slow"
 	$(BIN)/python -m pytest -m "engine and not slow"
 

@@ -40,3 +40,11 @@ def smollm2() -> Path:
     from vllm_promptcache.models import embedded_model
 
     return Path(embedded_model())
+
+
+@pytest.fixture(scope="session")
+def shallow(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with its first layers only; see `tests/shallow.py`."""
+    from tests.shallow import save_shallow
+
+    return save_shallow(smollm2, tmp_path_factory.mktemp("shallow"))

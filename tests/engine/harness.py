@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from random import Random
 from typing import Any
 
 from vllm import RequestOutput
+from vllm.model_executor.models import registry
 
 from tests.generators import FIXED_SCHEMAS, Case, CaseMaker, Schema, random_text
 from tests.reference import Reference, shift_of
@@ -40,6 +42,10 @@ ENGINE_ARGS = {
     "disable_log_stats": False,
 }
 
+# vLLM looks at each new class of models in a process of its own, lest CUDA starts in this one; that
+# process imports vLLM anew, which takes seconds.
+registry._run_in_subprocess = lambda look: look()
+
 
 @contextmanager
 def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
@@ -48,6 +54,9 @@ def running_engine(model: Path, **engine_args: Any) -> Iterator[LLM]:
     Modules are neither repaired nor promoted unless `engine_args` say so.
     """
     modules = MODULES_ALONE | engine_args.pop("prompt_modules", {})
+    # vLLM collects garbage five times while it starts, most of the time that takes; what is there
+    # now is none. It thaws everything when it ends.
+    gc.freeze()
     llm = LLM(str(model), **(ENGINE_ARGS | engine_args | {"prompt_modules": modules}))
     try:
         yield llm

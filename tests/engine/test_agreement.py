@@ -29,6 +29,7 @@ from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment wh
     running_engine,
     without_modules,
 )
+from tests.families import LLAMA  # noqa: E402
 from tests.generators import FIXED_SCHEMAS, CaseMaker, random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
@@ -40,9 +41,11 @@ from vllm_promptcache.plan import Explanation  # noqa: E402
 # vLLM's CPU attention takes multiples of 32 only.
 BLOCK_SIZES = (32, 64, 128)
 NUM_PROMPTS = 204
+# The same prompts to the whole model take minutes; to its first layers, seconds.
+NUM_PROMPTS_WHOLE = 16
 NUM_RANDOM_SCHEMAS = 6
 # With half as many the shares below vary by as much as they may differ.
-NUM_PROMPTS_BFLOAT16 = 48
+NUM_PROMPTS_BFLOAT16 = 96
 NUM_LOGPROBS = 50
 KV_CACHE_BYTES = 640 << 20
 # Rounding of this model: on prompts of few tokens the reference's own log-probabilities in float32
@@ -57,13 +60,13 @@ def start(model: Path, block_size: int, dtype: str = "float32"):
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2: Path) -> Reference:
-    return Reference(smollm2)
+def reference(shallow: Path) -> Reference:
+    return Reference(shallow)
 
 
 @pytest.fixture(scope="module", params=BLOCK_SIZES, ids=lambda size: f"block_size={size}")
-def llm(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[LLM]:
-    with start(smollm2, request.param) as llm:
+def llm(request: pytest.FixtureRequest, shallow: Path) -> Iterator[LLM]:
+    with start(shallow, request.param) as llm:
         yield llm
 
 
@@ -153,10 +156,47 @@ def test_without_reuse_is_one_plain_prefill(agreement: Agreement) -> None:
     assert not tally.wrong
 
 
-def test_bfloat16_agrees_by_and_large(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("block_size", "num_prompts"),
+    [
+        (32, NUM_PROMPTS_WHOLE),
+        *(
+            pytest.param(size, NUM_PROMPTS // len(BLOCK_SIZES), marks=pytest.mark.slow)
+            for size in BLOCK_SIZES
+        ),
+    ],
+)
+def test_the_whole_model_agrees(
+    smollm2: Path, capsys: pytest.CaptureFixture[str], block_size: int, num_prompts: int
+) -> None:
+    with start(smollm2, block_size) as llm:
+        modular, plain = Agreement(llm, Reference(smollm2), NUM_LOGPROBS, TOLERANCE).run(
+            num_prompts, seed=block_size, num_random_schemas=NUM_RANDOM_SCHEMAS
+        )
+    with capsys.disabled():
+        print(f"\nwhole model, block size {block_size}: {modular}; plain prompts: {plain}")
+    assert modular.num_outputs == num_prompts
+    assert not modular.wrong
+    assert not plain.wrong
+    assert modular.num_within(1e-4) > 0.95 * num_prompts
+
+
+def test_bfloat16_agrees_by_and_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check_bfloat16(LLAMA.save(tmp_path), capsys)
+
+
+# Minutes where the CPU emulates bfloat16.
+@pytest.mark.slow
+def test_the_whole_model_agrees_in_bfloat16(
+    smollm2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_bfloat16(smollm2, capsys)
+
+
+def check_bfloat16(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rounding differs between kernels, so tokens may; most must not."""
-    reference = Reference(smollm2, torch.bfloat16)
-    with start(smollm2, 32, "bfloat16") as llm:
+    reference = Reference(model, torch.bfloat16)
+    with start(model, 32, "bfloat16") as llm:
         modular, plain = Agreement(llm, reference, NUM_LOGPROBS).run(
             NUM_PROMPTS_BFLOAT16, seed=0, num_random_schemas=2
         )

@@ -49,8 +49,8 @@ class Equality:
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[LLM]:
-    with running_engine(smollm2, block_size=32, kv_cache_memory_bytes=640 << 20) as llm:
+def llm(shallow: Path) -> Iterator[LLM]:
+    with running_engine(shallow, block_size=32, kv_cache_memory_bytes=640 << 20) as llm:
         yield llm
 
 

@@ -51,14 +51,14 @@ WITH_ARGUMENT = f"<schema name='a' repair='query:{SHARE}'>Read. {DOCUMENTS} {ARG
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2: Path) -> Reference:
-    return Reference(smollm2)
+def reference(shallow: Path) -> Reference:
+    return Reference(shallow)
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[LLM]:
+def llm(shallow: Path) -> Iterator[LLM]:
     with running_engine(
-        smollm2,
+        shallow,
         block_size=BLOCK_SIZE,
         kv_cache_memory_bytes=640 << 20,
         prompt_modules={"verify": True},

@@ -24,7 +24,6 @@ from vllm_promptcache.errors import ClientError, PlanError, PMLError
 
 NUM_MODULES = 8
 ENGINE_ARGS = {
-    "dtype": "bfloat16",
     "num_gpu_blocks_override": 200,
     "kv_cache_memory_bytes": 256 << 20,
 }
@@ -47,8 +46,8 @@ def prompt(rng: Random) -> str:
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2: Path) -> Iterator[LLM]:
-    with running_engine(smollm2, **ENGINE_ARGS) as engine:
+def llm(shallow: Path) -> Iterator[LLM]:
+    with running_engine(shallow, **ENGINE_ARGS) as engine:
         engine.add_schema(schema(Random(0)), warm=True)
         yield engine
 
@@ -150,7 +149,7 @@ def test_prompts_of_all_kinds_go_into_one_batch(llm: LLM) -> None:
     assert batch[0].prompt == text
 
 
-def test_generation_stops_at_the_last_position(smollm2: Path, llm: LLM) -> None:
+def test_generation_stops_at_the_last_position(shallow: Path, llm: LLM) -> None:
     max_model_len = llm.model_config.max_model_len
     gap = "<module name='filler'>" + "word " * (max_model_len - 60) + "</module>"
     llm.add_schema(f"<schema name='long'>{gap}<module name='end'>The end</module></schema>")

@@ -22,14 +22,14 @@ NUM_DOCUMENTS = 5
 NUM_WORDS = 120
 
 
-def test_without_room_for_copies_modules_move_themselves(smollm2: Path) -> None:
+def test_without_room_for_copies_modules_move_themselves(shallow: Path) -> None:
     rng = Random(0)
     documents = [random_text(rng, NUM_WORDS) for _ in range(NUM_DOCUMENTS)]
     modules = "".join(f'<module name="d{i}">{text}</module>' for i, text in enumerate(documents))
     schema = f'<schema name="s" layout="compact" encode="isolated">{modules}</schema>'
     imports = "".join(f"<d{i}/>" for i in rng.sample(range(NUM_DOCUMENTS), NUM_DOCUMENTS))
     with running_engine(
-        smollm2,
+        shallow,
         block_size=32,
         num_gpu_blocks_override=NUM_BLOCKS,
         max_model_len=900,
@@ -42,5 +42,5 @@ def test_without_room_for_copies_modules_move_themselves(smollm2: Path) -> None:
         assert all(128 < size < 160 for size in sizes), sizes
         (output,) = llm.generate(prompt, greedy(20), use_tqdm=False)
         assert scheduler_of(llm).residency.store.stats.num_relocations == NUM_DOCUMENTS - 1
-        assert difference(Reference(smollm2), output, explanation).is_within(2e-4)
+        assert difference(Reference(shallow), output, explanation).is_within(2e-4)
         scheduler_of(llm).check_integrity()
