@@ -74,6 +74,12 @@ class SlotCopier:
         index = torch.tensor(block_ids, device=self._elements.device)
         return torch.stack([layer[index] for layer in self._layers]).cpu()
 
+    def fits(self, blocks: torch.Tensor, num_tokens: int) -> bool:
+        """Whether `blocks` are such as `read_blocks` returns of a module of so many tokens."""
+        num_blocks = -(-num_tokens // self._elements.shape[1])
+        shape = (len(self._layers), num_blocks, self._layers[0].shape[1])
+        return num_tokens > 0 and blocks.shape == shape and blocks.dtype == self._layers[0].dtype
+
     def write_blocks(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
         """Writes what `read_blocks` returned to other blocks; mutates the caches."""
         index = torch.tensor(block_ids, device=self._elements.device)

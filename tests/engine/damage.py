@@ -35,7 +35,7 @@ from tests.engine.crash import SMALL_ENGINE, Answer, answer_of, is_same  # noqa:
 from tests.engine.harness import greedy, running_engine, scheduler_of  # noqa: E402
 from tests.families import LLAMA, SUPPORTED  # noqa: E402
 from tests.generators import random_text  # noqa: E402
-from tests.worker.test_module_file import damaged  # noqa: E402
+from tests.worker.test_module_file import MISSHAPEN, blocks_in, damaged, forged  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
 from vllm_promptcache.core.step import WorkerReport  # noqa: E402
 from vllm_promptcache.worker.disk_store import MAX_NUM_WRITES  # noqa: E402
@@ -87,6 +87,17 @@ def in_header(files: Originals, name: str, rng: Random) -> bytes:
     return damaged(whole[:size], b"", 1, rng) + whole[size:]
 
 
+def of_another_shape(files: Originals, name: str, rng: Random) -> bytes:
+    """Blocks that fit no KV cache of the engine, with a checksum that is right."""
+    whole = files.own[name]
+    return forged(whole, rng.choice(list(MISSHAPEN.values()))(blocks_in(whole)))
+
+
+def of_odd_numbers(files: Originals, name: str, rng: Random) -> bytes:
+    """More digits than Python reads."""
+    return forged(files.own[name], blocks_in(files.own[name]), "9" * rng.randint(4301, 9999))
+
+
 DAMAGES: Mapping[str, Damage] = {
     "truncated": partial(in_bytes, 0),
     "a bit flipped": partial(in_bytes, 1),
@@ -94,6 +105,8 @@ DAMAGES: Mapping[str, Damage] = {
     "zeroed in part": partial(in_bytes, 2),
     "names swapped": lambda files, name, rng: files.swapped(name, rng),
     "of another model": lambda files, name, rng: files.other_model[name],
+    "of another shape": of_another_shape,
+    "of odd numbers": of_odd_numbers,
     "of another type": lambda files, name, rng: files.other_dtype[name],
     "empty": lambda files, name, rng: b"",
     "zeros": lambda files, name, rng: bytes(len(files.own[name])),

@@ -270,3 +270,16 @@ def without_modules(llm: LLM) -> Answers:
 def copied_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All parameters and buffers as they are now."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_whatever_is_wrong_with_a_plan_only_its_request_ends(
+    llm: LLM, expected: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise IndexError("no such span")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler_of(llm).residency, "add", fail)
+        (output,) = llm.generate('<prompt schema="s"><m0/> Which?</prompt>', use_tqdm=False)
+    assert output.outputs[0].finish_reason == "error"
+    assert answers(llm) == expected

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
 
-from .test_module_file import KEY, OTHER_KEY, make_file
+from .test_module_file import KEY, OTHER_KEY, blocks_in, forged, make_file
 
 
 class Model:
@@ -129,3 +132,67 @@ def test_a_directory_among_the_files_does_not_stop_the_sweep(tmp_path: Path, mod
     store.write(ModuleFile(KEY, 9, torch.zeros(2, 3, 4)))
     store.close()
     assert [path.name for path in folder.iterdir()] == ["stray.safetensors"]
+
+
+ODD_FILES: Mapping[str, Callable[[bytes], bytes]] = {
+    "more digits than Python reads": lambda whole: forged(whole, blocks_in(whole), "9" * 5000),
+    "a number": lambda whole: save({"blocks": torch.tensor(1)}, metadata_of(whole)),
+    "half bytes": lambda whole: save(
+        {"blocks": torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)},
+        metadata_of(whole),
+    ),
+    "no blocks": lambda whole: save({"other": blocks_in(whole)}, metadata_of(whole)),
+}
+
+
+def metadata_of(whole: bytes) -> dict[str, str]:
+    header: dict[str, dict[str, str]] = json.loads(
+        whole[8 : 8 + int.from_bytes(whole[:8], "little")]
+    )
+    return header["__metadata__"]
+
+
+@pytest.mark.parametrize("make", ODD_FILES.values(), ids=ODD_FILES)
+def test_whatever_is_in_a_file_the_module_is_absent(
+    tmp_path: Path, store: DiskStore, make: Callable[[bytes], bytes]
+) -> None:
+    store.write(make_file())
+    read(store, KEY)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    path.write_bytes(make(path.read_bytes()))
+    assert read(store, KEY, OTHER_KEY) == ([], [KEY, OTHER_KEY])
+    store.write(make_file())
+    assert len(read(store, KEY)[0]) == 1
+
+
+def test_an_error_that_nobody_thought_of_costs_an_encode(
+    store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(ModuleFile, "read", fail)
+    assert read(store, KEY) == ([], [KEY])
+    monkeypatch.setattr(ModuleFile, "write", fail)
+    store.write(make_file())
+    assert read(store, OTHER_KEY) == ([], [OTHER_KEY])
+
+
+def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(
+    tmp_path: Path, store: DiskStore
+) -> None:
+    store.write(make_file())
+    read(store, KEY)
+    (path,) = tmp_path.glob("*/*.safetensors")
+    path.unlink()
+    os.mkfifo(path)
+    store.read(KEY)
+    answered: tuple[list[ModuleFile], list[bytes]] = [], []
+    deadline = time.monotonic() + 30
+    while not any(answered) and time.monotonic() < deadline:
+        answered = store.take_read()
+        time.sleep(0.001)
+    # Lets a reader go that waits for the other end.
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+    assert answered == ([], [KEY])

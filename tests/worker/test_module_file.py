@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from vllm_promptcache.worker.module_file import InvalidFileError, ModuleFile
 
@@ -82,6 +86,32 @@ def damaged(whole: bytes, other: bytes, kind: int, rng: Random) -> bytes:
         zeroed = whole[:start] + bytes(length) + whole[start + length :]
         return zeroed if zeroed != whole else b""
     return other
+
+
+def forged(whole: bytes, blocks: torch.Tensor, num_tokens: str = "") -> bytes:
+    """A file whose content was exchanged for another one, with a checksum that is right."""
+    header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
+    metadata = header["__metadata__"] | ({"num_tokens": num_tokens} if num_tokens else {})
+    digest = sha256(f"{metadata['num_tokens']} {tuple(blocks.shape)} {blocks.dtype}".encode())
+    digest.update(blocks.contiguous().view(torch.uint8).numpy().data)
+    return save({"blocks": blocks}, metadata | {"sha256": digest.hexdigest()})
+
+
+def blocks_in(whole: bytes) -> torch.Tensor:
+    """The blocks in a file that is as it was written."""
+    return load(whole)["blocks"]
+
+
+# What fits no KV cache that the blocks were read from.
+MISSHAPEN: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "blocks too short": lambda blocks: blocks[:, :, :-8].contiguous(),
+    "a layer less": lambda blocks: blocks[:-1].contiguous(),
+    "a block more": lambda blocks: torch.cat([blocks, blocks[:, :1]], dim=1),
+    "no blocks": lambda blocks: blocks[:, :0].contiguous(),
+    "other numbers": lambda blocks: blocks.double(),
+    "flat": lambda blocks: blocks.flatten(),
+    "a dimension more": lambda blocks: blocks[..., None].contiguous(),
+}
 
 
 def test_a_failed_write_leaves_nothing_behind(

@@ -24,8 +24,11 @@ from vllm_promptcache.core.integrity import check_integrity
 from vllm_promptcache.core.request import InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.core.usage import module_usage
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan.codec import PLAN_KEY
 from vllm_promptcache.store import ModuleStore
+
+logger = module_logger(__name__)
 
 
 class PromptModuleMixin(Scheduler):
@@ -81,9 +84,18 @@ class PromptModuleMixin(Scheduler):
     def add_request(self, request: Request) -> None:
         """Adds a request; a bad plan ends it with an error at the next step."""
         if request.request_id not in self.requests:
+            self._read_plan(request)
+        super().add_request(request)
+
+    def _read_plan(self, request: Request) -> None:
+        try:
             self.residency.adapters.name(request)
             self.residency.add(request)
-        super().add_request(request)
+        except Exception as error:
+            # An exception here would end the engine; whatever is in a plan, only its request ends.
+            logger.exception("Request %s is refused", request.request_id)
+            reason = f"the request cannot be served: {type(error).__name__}"
+            self.residency.rejected[request.request_id] = reason
 
     def reloaded_adapter(self, lora_int_id: int) -> None:
         """Takes note that a client had a LoRA adapter loaded again, or removed."""

@@ -147,6 +147,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
         absent: Keys of modules that are not there, or not valid.
         can_relocate: Whether the worker can rotate keys to other positions.
         attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`.
+        num_clears: How often the worker has forgotten host memory; what it has found before the
+            last time that the scheduler said so is gone.
         adapters: LoRA adapters that were loaded, by vLLM's id, with the fingerprint of their files.
     """
 
@@ -155,6 +157,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
     can_relocate: bool = False
     attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     adapters: dict[int, bytes] = field(default_factory=dict)
+    num_clears: int = 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
         """Joins the reports of two workers; an engine with a disk tier has one.
@@ -171,4 +174,5 @@ class WorkerReport(KVConnectorWorkerMetadata):
         can_relocate = self.can_relocate and other.can_relocate
         # The first worker is on the scheduler's machine and sees the same files.
         adapters = {**other.adapters, **self.adapters}
-        return WorkerReport(found, absent, can_relocate, attention, adapters)
+        num_clears = min(self.num_clears, other.num_clears)
+        return WorkerReport(found, absent, can_relocate, attention, adapters, num_clears)

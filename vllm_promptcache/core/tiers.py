@@ -10,6 +10,7 @@ from vllm_promptcache.compat import before_allocation, has_empty_blocks
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.step import WorkerReport
 from vllm_promptcache.core.step_builder import StepBuilder
+from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.store import (
     DiskTier,
@@ -53,6 +54,7 @@ class ModuleTiers:
         self.can_relocate: bool | None = None
         self.host = HostTier(num_host_blocks)
         self._disk = DiskTier(has_disk)
+        self._num_clears = 0
         self._store = store
         self._step = step
         ranking = GreedyDual() if evicts_by_value else None
@@ -106,7 +108,12 @@ class ModuleTiers:
             key: What it is called at the other place; not resident.
             kept: Positions of its tokens where it is.
             shift: Positions between the two places.
+
+        Raises:
+            PlanError: It has another number of tokens.
         """
+        if sum(run.num_tokens for run in kept) != origin.num_tokens:
+            raise PlanError("malformed prompt plan: a module is not what it is moved as")
         pool, num_blocks = self._store.block_pool, len(origin.blocks)
         num_free = pool.get_num_free_blocks() - sum(b.ref_cnt == 0 for b in origin.blocks)
         has_room = num_blocks <= num_free
@@ -168,6 +175,8 @@ class ModuleTiers:
     def fetched(self, report: WorkerReport) -> None:
         """Takes note of the modules that a worker has read from disk, and of what it can do."""
         self.can_relocate = report.can_relocate
+        if report.num_clears != self._num_clears:
+            return  # it is from before the worker has forgotten all, which is on its way
         # They may have been encoded and evicted since they were asked for.
         for key in [key for key, *_ in report.found if key in self.host]:
             self._disk.forget(key)
@@ -183,4 +192,5 @@ class ModuleTiers:
         """Forgets all modules in host memory: the model may have changed."""
         self.host.clear()
         self._disk.clear()
+        self._num_clears += 1
         self._step.forget_host()

@@ -99,9 +99,9 @@ class DiskStore:
             if self._num_written % _WRITES_BETWEEN_SWEEPS == 0:
                 _delete_least_recent(self.root, self.max_bytes)
             self._num_written += 1
-        except OSError as error:
+        except Exception as error:
             # Not the error itself: what was said once is remembered, with all that it refers to.
-            reason = error.strerror or type(error).__name__
+            reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
             logger.warning_once("Prompt modules cannot be kept in %s: %s", self.root, reason)
 
     def _path(self, key: bytes) -> tuple[Path, str]:
@@ -112,8 +112,11 @@ class DiskStore:
 
 def _read(path: Path, key: bytes, fingerprint: str) -> ModuleFile | None:
     try:
+        if os.path.lexists(path) and not S_ISREG(path.stat().st_mode):
+            # To read a pipe would keep all others waiting.
+            raise InvalidFileError("it is no file")
         module = ModuleFile.read(path, key, fingerprint)
-    except (InvalidFileError, OSError) as error:
+    except Exception as error:  # whatever is in a file, the engine goes on
         # safetensors calls a file that it may not open missing as well.
         if isinstance(error, FileNotFoundError) and not os.path.lexists(path):
             return None

@@ -8,9 +8,12 @@ import torch
 
 from vllm_promptcache.core.step import HostMove, ModuleBlocks
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.log import module_logger
 from vllm_promptcache.store.disk_tier import KEY_BYTES
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
+
+logger = module_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -20,11 +23,15 @@ class HostStore:
     Attributes:
         copier: Reads and writes blocks of all layers.
         disk: Where modules are kept for good.
+        num_clears: How often all were forgotten.
     """
 
     copier: SlotCopier
     disk: DiskStore | None = None
+    num_clears: int = 0
     _blocks: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    # Fetches that were answered at once.
+    _absent: list[bytes] = field(default_factory=list)
 
     def apply(self, move: HostMove) -> None:
         """Does one move. Mutates the KV cache.
@@ -42,17 +49,35 @@ class HostStore:
                 self._blocks.pop(key, None)
             case "fetch", ModuleBlocks(key) if self.disk is not None:
                 self.disk.read(key)
-            case _:
+            case "fetch", ModuleBlocks(key):
+                self._absent.append(key)
+            case "clear", None:
                 self._clear()
+            case action, _:
+                logger.warning_once("Prompt modules: a move %r means nothing here", action)
 
     def take_read(self) -> tuple[list[tuple[bytes, int, int]], list[bytes]]:
         """Takes over what has been read from disk; see `WorkerReport`."""
+        absent, self._absent = self._absent, []
         if self.disk is None:
-            return [], []
-        modules, absent = self.disk.take_read()
+            return [], absent
+        modules, not_read = self.disk.take_read()
+        found = []
         for module in modules:
-            self._blocks[module.key] = module.blocks
-        return [(m.key, m.num_tokens, m.blocks.shape[1]) for m in modules], absent
+            if self.copier.fits(module.blocks, module.num_tokens):
+                self._blocks[module.key] = module.blocks
+                found.append((module.key, module.num_tokens, module.blocks.shape[1]))
+            else:
+                shape = tuple(module.blocks.shape)
+                logger.warning_once(
+                    "Prompt modules are encoded again: files hold no blocks of this KV cache, but "
+                    "%s of %s for %d tokens",
+                    shape,
+                    module.blocks.dtype,
+                    module.num_tokens,
+                )
+                absent.append(module.key)
+        return found, absent + not_read
 
     def keep(self, module: ModuleBlocks) -> None:
         """Writes a module that was just encoded to disk, if there is a disk tier."""
@@ -61,6 +86,7 @@ class HostStore:
             self.disk.write(ModuleFile(module.key, module.num_tokens, blocks))
 
     def _clear(self) -> None:
+        self.num_clears += 1
         self._blocks.clear()
         if self.disk is not None:
             self.disk.forget_model()

@@ -148,7 +148,8 @@ class ModuleWorker:
         if not (found or absent or attention or adapters) and self._has_reported:
             return None
         self._has_reported = True
-        return WorkerReport(found, absent, self.rotary is not None, attention, adapters)
+        can_relocate, num_clears = self.rotary is not None, self.host.num_clears
+        return WorkerReport(found, absent, can_relocate, attention, adapters, num_clears)
 
     def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:
         """A LoRA adapter was read from its files, which have this fingerprint."""
