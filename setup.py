@@ -34,6 +34,7 @@ setup(
     package_data={PACKAGE: ["py.typed", "**/*.lark", "**/*.pml", "**/*.json", "**/*.txt"]},
     install_requires=[
         "vllm>=0.32,<0.33",
+        "cachetools",
         "filelock",
         "lark==1.2.2",
         "msgspec",

@@ -177,18 +177,39 @@ def test_those_that_wait_for_a_rejected_encode_are_rejected_by_way_of_the_probe(
     assert engine.residency.take_rejected()["user"] == "why"
 
 
+def remembered(*new: int, attended: int = 16) -> ModularRequest:
+    """A request as it is before it is repaired."""
+    found = ModularRequest(user(str(new), *new), SEQUENCE, {}, 4)
+    found.attended = (0, attended, 0)
+    return found
+
+
 def test_few_prompts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repair_memory, "MAX_NUM_PROMPTS", 2)
-    monkeypatch.setattr(repair_memory, "MAX_NUM_COMBINATIONS", 1)
-    memory, chosen = repair_memory.RepairMemory(), np.zeros(1, dtype=np.bool_)
-
-    def modular(last: int, attended: int = 16) -> ModularRequest:
-        found = ModularRequest(user(str(last), last), SEQUENCE, {}, 4)
-        found.attended = (0, attended, 0)
-        return found
-
+    memory, chosen = repair_memory.RepairMemory(), np.arange(len(ORDER) - NUM_NEW) % 3 == 0
     for last in (1, 2, 3):
-        memory.add(modular(last), chosen)
-    assert [memory.find(modular(last)) is chosen for last in (1, 2, 3)] == [False, True, True]
-    memory.add(modular(1, attended=8), chosen)
-    assert memory.find(modular(3)) is None
+        memory.add(remembered(last), chosen)
+    assert memory.find(remembered(1)) is None
+    for last in (2, 3):
+        found = memory.find(remembered(last, 7))
+        assert found is not None
+        assert np.array_equal(found, chosen)
+    # Their first bytes are the same.
+    assert memory.find(remembered(258)) is None
+    assert memory.find(remembered(2, attended=8)) is None
+
+
+def test_what_is_remembered_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of long texts, of many combinations of modules, and of a text larger than all of it."""
+    monkeypatch.setattr(repair_memory, "MAX_BYTES", 100_000)
+    memory, chosen = repair_memory.RepairMemory(), np.ones(len(ORDER) - NUM_NEW, dtype=np.bool_)
+    for combination in range(40):
+        for last in range(repair_memory.MAX_NUM_PROMPTS):
+            text = [last] * 2000
+            memory.add(remembered(*text, attended=combination), chosen)
+            assert memory.num_bytes <= 100_000
+    assert memory.num_bytes > 80_000
+    assert memory.find(remembered(*text, attended=combination)) is not None
+    assert memory.find(remembered(*text, attended=0)) is None
+    memory.add(remembered(*[1] * 30_000, attended=99), chosen)
+    assert memory.num_bytes <= 100_000

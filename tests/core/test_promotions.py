@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.plan.codec import PLAN_KEY, ExactPlan, pack_module, pack_plan
+from vllm_promptcache.core import promotions
+from vllm_promptcache.core.request import ModularRequest
+from vllm_promptcache.plan.codec import PLAN_KEY, ExactPlan, pack_module, pack_plan, unpack_plan
 from vllm_promptcache.plan.sequence import Run, SequencePlan
 
-from .plans import module, raw_request, span
+from .plans import BLOCK_SIZE, module, raw_request, span
 from .test_residency import Engine
 
 A, B = module("a", 9), module("b", 6)
@@ -116,3 +119,26 @@ def test_an_evicted_module_is_promoted_again() -> None:
     assert second.prompt_token_ids != list(range(NUM_TOKENS))
     assert EXACT_A in promote(engine)
     assert PLAN_KEY in second.sampling_params.extra_args
+
+
+def test_those_that_wait_to_be_encoded_are_bounded_by_their_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = promoting_engine()
+    request, plan = (
+        user("user"),
+        unpack_plan(
+            user("user").sampling_params.extra_args[PLAN_KEY], num_prompt_tokens=NUM_TOKENS
+        ),
+    )
+    exact = ModularRequest.of(request, plan, plan.exact.sequence, BLOCK_SIZE)
+    size = promotions._num_tokens(exact)
+    assert size > NUM_TOKENS
+    monkeypatch.setattr(promotions, "MAX_NUM_CANDIDATE_TOKENS", 3 * size)
+    found = engine.residency.promotions
+    for number in range(20):
+        other = module(str(number), 6)
+        sequence = SequencePlan((span(EXACT_A), span(other)), (Run(1000, 3),))
+        for _ in range(2):
+            assert not found.is_ready(ModularRequest.of(request, plan, sequence, BLOCK_SIZE))
+    assert len(found._candidates) == 3

@@ -24,6 +24,7 @@ SCHEMA = f"""<schema name="s">
 <module name="a">{DOCUMENT}</module><module name="b">of {DOCUMENT}</module>
 </schema>"""
 PROMPT = '<prompt schema="s"><a/><b/> Which road?</prompt>'
+KINDS = ("modules", "prefill", "plain")
 SEEDS = (1, 2)
 # The pool holds the modules of two adapters; what leaves it goes to host memory.
 ENGINE_ARGS = {
@@ -60,19 +61,31 @@ def llm(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
         yield llm
 
 
-def ask(llm: LLM, adapter: LoRARequest | None, *, reuse: bool = True) -> RequestOutput:
-    (output,) = llm.generate(
-        PROMPT, greedy(20, max_tokens=4), lora_request=adapter, reuse=reuse, use_tqdm=False
-    )
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of the prompts: with modules, the same as one prefill, or plain text."""
+    name: str = request.param
+    return name
+
+
+def ask(llm: LLM, adapter: LoRARequest | None, kind: str) -> RequestOutput:
+    prompt = DOCUMENT if kind == "plain" else PROMPT
+    reuse, params = kind != "prefill", greedy(20, max_tokens=4)
+    (output,) = llm.generate(prompt, params, lora_request=adapter, reuse=reuse, use_tqdm=False)
     scheduler_of(llm).check_integrity()
     return output
 
 
-def check(llm: LLM, output: RequestOutput, reference: Reference, *, reuse: bool = True) -> None:
+def check(llm: LLM, output: RequestOutput, reference: Reference, kind: str) -> None:
     explanation: dict[str, Any] = llm.explain(PROMPT).to_dict()
-    expected = explanation if reuse else without_modules(explanation)
-    found = difference(reference, output, expected)
+    plans = {"modules": explanation, "prefill": without_modules(explanation), "plain": None}
+    found = difference(reference, output, plans[kind])
     assert found.is_within(2e-4), found
+
+
+def first_id(test: int, kind: str) -> int:
+    """Ids of adapters that no other test uses."""
+    return 100 * test + 10 * KINDS.index(kind) + 1
 
 
 def is_from_cache(output: RequestOutput) -> bool:
@@ -80,86 +93,83 @@ def is_from_cache(output: RequestOutput) -> bool:
     return output.num_cached_tokens > len(output.prompt_token_ids) / 2
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_each_adapter_answers_with_its_own_modules(
-    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
+    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, kind: str
 ) -> None:
     """Of one name, as from two clients; also after all modules were in host memory."""
     first, second = (save_adapter(model, tmp_path / str(seed), seed) for seed in SEEDS)
-    base = 10 + 10 * reuse
+    lora_id = first_id(1, kind)
     adapters = {
         0: None,
-        1: LoRARequest("a", base + 1, str(first)),
-        2: LoRARequest("a", base + 3, str(second)),
+        1: LoRARequest("a", lora_id, str(first)),
+        2: LoRARequest("a", lora_id + 2, str(second)),
     }
     for is_warm in (False, True, True):
         for seed, adapter in adapters.items():
-            output = ask(llm, adapter, reuse=reuse)
-            check(llm, output, references[seed], reuse=reuse)
+            output = ask(llm, adapter, kind)
+            check(llm, output, references[seed], kind)
             assert is_from_cache(output) == is_warm or seed == 0
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_an_adapter_that_is_loaded_in_place_reads_nothing_old(
-    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
+    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, kind: str
 ) -> None:
     """As `/v1/load_lora_adapter` with `load_inplace`: same name, id and path, other weights."""
-    folder, engine = tmp_path / "adapter", llm.llm_engine
-    adapter = LoRARequest("in place", 30 + reuse, str(folder))
+    folder, lora_id = tmp_path / "adapter", first_id(2, kind)
+    adapter = LoRARequest("in place", lora_id, str(folder))
     for seed in (1, 2, 1):
         save_adapter(model, folder, seed)
-        engine.add_lora(LoRARequest("in place", 30 + reuse, str(folder), load_inplace=True))
+        again = LoRARequest("in place", lora_id, str(folder), load_inplace=True)
+        llm.llm_engine.add_lora(again)
         for is_warm in (False, True):
-            output = ask(llm, adapter, reuse=reuse)
-            check(llm, output, references[seed], reuse=reuse)
+            output = ask(llm, adapter, kind)
+            check(llm, output, references[seed], kind)
             assert is_from_cache(output) == is_warm
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_requests_that_load_in_place_read_nothing_old(
-    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
+    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "adapter"
-    adapter = LoRARequest("each time", 40 + reuse, str(folder), load_inplace=True)
+    adapter = LoRARequest("each time", first_id(3, kind), str(folder), load_inplace=True)
     for seed in (1, 2, 1):
         save_adapter(model, folder, seed)
-        outputs = [ask(llm, adapter, reuse=reuse) for _ in range(3)]
+        outputs = [ask(llm, adapter, kind) for _ in range(3)]
         for output in outputs:
-            check(llm, output, references[seed], reuse=reuse)
+            check(llm, output, references[seed], kind)
         assert not is_from_cache(outputs[0])
         assert is_from_cache(outputs[2])
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_an_adapter_that_is_unloaded_and_loaded_reads_nothing_old(
-    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
+    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, kind: str
 ) -> None:
     """As over HTTP, where each load has an id of its own; and with the same id."""
-    folder, first = tmp_path / "adapter", 50 + 10 * reuse
+    folder, first = tmp_path / "adapter", first_id(4, kind)
     for seed, lora_id in ((1, first), (2, first + 1), (1, first + 1)):
         save_adapter(model, folder, seed)
         llm.llm_engine.remove_lora(lora_id)
         adapter = LoRARequest("again", lora_id, str(folder))
         llm.llm_engine.add_lora(adapter)
         for is_warm in (False, True):
-            output = ask(llm, adapter, reuse=reuse)
-            check(llm, output, references[seed], reuse=reuse)
+            output = ask(llm, adapter, kind)
+            check(llm, output, references[seed], kind)
             assert is_from_cache(output) == is_warm
 
 
-@pytest.mark.parametrize("reuse", [True, False])
 def test_an_adapter_whose_files_are_written_anew_reads_nothing_old(
-    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, reuse: bool
+    llm: LLM, model: Path, references: Mapping[int, Reference], tmp_path: Path, kind: str
 ) -> None:
     """Nobody says so: the workers go on with what they have until they need the room for it."""
-    folder, other = tmp_path / "adapter", save_adapter(model, tmp_path / "other", 2)
-    adapter = LoRARequest("written anew", 70 + reuse, str(save_adapter(model, folder, 1)))
-    check(llm, ask(llm, adapter, reuse=reuse), references[1], reuse=reuse)
+    folder, lora_id = tmp_path / "adapter", first_id(5, kind)
+    other = save_adapter(model, tmp_path / "other", 2)
+    adapter = LoRARequest("written anew", lora_id, str(save_adapter(model, folder, 1)))
+    check(llm, ask(llm, adapter, kind), references[1], kind)
     save_adapter(model, folder, 2)
     for _ in range(2):
-        check(llm, ask(llm, adapter, reuse=reuse), references[1], reuse=reuse)
-    ask(llm, LoRARequest("other", 80 + reuse, str(other)), reuse=reuse)
-    outputs = [ask(llm, adapter, reuse=reuse) for _ in range(3)]
+        check(llm, ask(llm, adapter, kind), references[1], kind)
+    ask(llm, LoRARequest("other", lora_id + 1, str(other)), kind)
+    outputs = [ask(llm, adapter, kind) for _ in range(3)]
     for output in outputs:
-        check(llm, output, references[2], reuse=reuse)
+        check(llm, output, references[2], kind)
     assert is_from_cache(outputs[2])

@@ -106,8 +106,8 @@ def test_modules_are_there_after_a_restart(
     with engine(model, dir=str(tmp_path)) as llm:
         first = answers(llm)
         wait_for_files(tmp_path)
-    # Fingerprints of KV do not survive a restart, so they are not checked.
-    with engine(model, dir=str(tmp_path), verify=False) as llm:
+    # What comes from a file is verified from then on.
+    with engine(model, dir=str(tmp_path)) as llm:
         assert answers(llm) == first
         residency = scheduler_of(llm).residency
         with capsys.disabled():

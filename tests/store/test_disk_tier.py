@@ -7,9 +7,21 @@ from vllm_promptcache.store import DiskTier, disk_tier
 A, B = b"a" * 32, b"b" * 32
 
 
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 @pytest.fixture
-def tier():
-    return DiskTier(is_on=True)
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def tier(clock):
+    return DiskTier(is_on=True, max_staged_blocks=100, clock=clock)
 
 
 def test_a_module_is_asked_for_once_and_then_staged(tier):
@@ -51,8 +63,55 @@ def test_what_nobody_claims_is_bounded(tier, monkeypatch):
 
 
 def test_without_a_folder_nothing_is_asked_for():
-    assert not DiskTier(is_on=False).may_have(A)
+    assert not DiskTier(is_on=False, max_staged_blocks=0).may_have(A)
 
 
 def test_modules_with_an_adapter_are_not_kept(tier):
     assert not tier.may_have(A + b"lora")
+
+
+def names(num):
+    return [number.to_bytes(32, "big") for number in range(num)]
+
+
+def test_what_waits_in_host_memory_is_bounded_by_blocks(tier):
+    a, b, c = names(3)
+    for key in (a, b, c):
+        tier.ask(key)
+    assert tier.answered([(a, 1600, 50), (b, 1600, 50)], []) == []
+    assert tier.answered([(c, 32, 1)], []) == [a]
+    # A module that is larger than all of it must be restored all the same.
+    tier.ask(a)
+    assert tier.answered([(a, 9999, 400)], []) == [b, c]
+    assert tier.staged(a) is not None
+
+
+def test_not_more_is_read_at_once_than_memory_is_meant_for(tier):
+    keys = names(disk_tier.MAX_NUM_ASKED + 1)
+    assert [tier.ask(key) for key in keys] == [True] * disk_tier.MAX_NUM_ASKED + [False]
+    assert all(map(tier.may_have, keys))
+    tier.answered([], keys[:1])
+    assert tier.ask(keys[-1])
+
+
+def test_what_is_known_not_to_be_there_is_bounded(tier, monkeypatch):
+    """Of modules that were never encoded, since their requests were aborted."""
+    monkeypatch.setattr(disk_tier, "MAX_NUM_ABSENT", 10)
+    keys = names(1000)
+    for key in keys:
+        tier.ask(key)
+        tier.answered([], [key])
+    assert len(tier._absent) == 10
+    assert [tier.may_have(key) for key in (keys[0], keys[-1])] == [True, False]
+
+
+def test_a_disk_that_hangs_keeps_no_request_waiting(tier, clock):
+    tier.ask(A)
+    clock.now += disk_tier.PATIENCE_S
+    assert tier.may_have(A)
+    clock.now += 1
+    assert not tier.may_have(A)
+    assert not tier.may_have(B)
+    tier.answered([(A, 40, 2)], [])
+    assert tier.may_have(A)
+    assert tier.may_have(B)

@@ -153,3 +153,18 @@ def test_a_postponed_module_leaves_in_order_where_all_blocks_are_taken(cache):
     cache.encode(1)
     cache.plain(NUM_BLOCKS)
     assert cache.left == [1, 0]
+
+
+def test_what_resets_take_away_is_not_ranked_for_ever():
+    ranking = GreedyDual()
+    cache = Cache(ranking)
+    for number in range(2000):
+        key = number.to_bytes(32, "big")
+        blocks = cache.pool.get_new_blocks(3)
+        cache.store.commit(key, blocks, 12)
+        cache.eviction.use(key)
+        cache.pool.free_blocks(reversed(blocks))
+        if number % 3 == 2:
+            assert cache.pool.reset_prefix_cache()
+            assert cache.store.modules == {}
+    assert len(ranking) < 100

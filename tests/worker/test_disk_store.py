@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 from safetensors.torch import save
 
+from vllm_promptcache.worker import disk_store
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
 
@@ -196,3 +198,22 @@ def test_a_pipe_in_the_place_of_a_file_keeps_nobody_waiting(
     with suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
     assert answered == ([], [KEY])
+
+
+def test_what_waits_to_be_written_is_bounded_in_bytes(
+    tmp_path: Path, store: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for one module, however large it is."""
+    is_free = Event()
+    store._executor.submit(is_free.wait)
+    monkeypatch.setattr(disk_store, "MAX_WRITE_BYTES", 2 * make_file().blocks.nbytes)
+    for number in range(5):
+        store.write(make_file(bytes([number]) * 32))
+    is_free.set()
+    store.close()
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 2
+    again = DiskStore(tmp_path, 1 << 30, lambda: Model.fingerprint)
+    monkeypatch.setattr(disk_store, "MAX_WRITE_BYTES", 0)
+    again.write(make_file(OTHER_KEY))
+    again.close()
+    assert len(list(tmp_path.glob("*/*.safetensors"))) == 3

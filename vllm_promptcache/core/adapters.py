@@ -16,7 +16,6 @@ from hashlib import sha256
 
 import msgspec
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
@@ -54,18 +53,19 @@ def fingerprint_files(lora_path: str) -> bytes:
 def _cached_folder(repository: str) -> str:
     try:
         config = try_to_load_from_cache(repository, _CONFIG_FILE)
-    except HFValidationError:
+    except (OSError, ValueError):  # no name of a repository, or a cache that cannot be read
         return ""
     return os.path.dirname(config) if isinstance(config, str) else ""
 
 
-def _stamps(entries: Iterable[os.DirEntry[str]]) -> list[tuple[str | int, ...]]:
-    found: list[tuple[str | int, ...]] = []
+def _stamps(entries: Iterable[os.DirEntry[str]]) -> list[tuple[bytes | int, ...]]:
+    found: list[tuple[bytes | int, ...]] = []
     for entry in entries:
         if entry.name.startswith(_PREFIXES):
             stat = entry.stat()
             times = stat.st_mtime_ns, stat.st_ctime_ns
-            found.append((entry.name, stat.st_dev, stat.st_ino, stat.st_size, *times))
+            name = os.fsencode(entry.name)
+            found.append((name, stat.st_dev, stat.st_ino, stat.st_size, *times))
     return found
 
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat import reorder_prompt
-from vllm_promptcache.core.bounded import forget_oldest
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers import ModuleTiers
 from vllm_promptcache.plan.codec import PackedPlan
 from vllm_promptcache.store import ModuleStore
+from vllm_promptcache.store.bounded import forget_oldest, forget_oldest_of_size
 
 # Combinations that are counted; those not seen for longest are forgotten.
 MAX_NUM_COUNTED = 4096
-# Combinations that wait for an idle step; older ones give way.
+# Combinations that wait for an idle step, and tokens of their prompts and modules; older ones give
+# way. A token takes some ten bytes in a prompt, and a few in a packed module.
 MAX_NUM_CANDIDATES = 64
+MAX_NUM_CANDIDATE_TOKENS = 1 << 20
+_PACKED_TOKEN_BYTES = 3
 
 
 class Promotions:
@@ -78,6 +81,7 @@ class Promotions:
             self._candidates.pop(name, None)
             self._candidates[name] = exact
             forget_oldest(self._candidates, MAX_NUM_CANDIDATES)
+            forget_oldest_of_size(self._candidates, MAX_NUM_CANDIDATE_TOKENS, _num_tokens)
         return False
 
     def next(self) -> tuple[ModularRequest, bytes] | None:
@@ -121,3 +125,8 @@ class Promotions:
 
 def _name(exact: ModularRequest) -> bytes:
     return exact.span_keys()[-1][1]
+
+
+def _num_tokens(exact: ModularRequest) -> int:
+    """Tokens that a candidate keeps in memory, about."""
+    return exact.request.num_tokens + sum(map(len, exact.modules.values())) // _PACKED_TOKEN_BYTES

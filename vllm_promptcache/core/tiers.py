@@ -53,7 +53,8 @@ class ModuleTiers:
     ) -> None:
         self.can_relocate: bool | None = None
         self.host = HostTier(num_host_blocks)
-        self._disk = DiskTier(has_disk)
+        max_staged_blocks = max(num_host_blocks, store.block_pool.num_gpu_blocks // 4)
+        self._disk = DiskTier(has_disk, max_staged_blocks)
         self._num_clears = 0
         self._store = store
         self._step = step
@@ -181,7 +182,8 @@ class ModuleTiers:
         for key in [key for key, *_ in report.found if key in self.host]:
             self._disk.forget(key)
         found = [module for module in report.found if module[0] not in self.host]
-        self._step.drop(self._disk.answered(found, report.absent))
+        if found or report.absent:
+            self._step.drop(self._disk.answered(found, report.absent))
         self._store.stats.num_fetches += len(found)
 
     def drop_unclaimed(self, keep: Collection[bytes] = ()) -> None:

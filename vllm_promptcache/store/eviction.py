@@ -19,6 +19,9 @@ from vllm_promptcache.store.module_store import ModuleStore, StoredModule
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
+# Modules that are gone are swept out of the ranking when there are more than others, and then some.
+_MIN_SWEEP = 64
+
 
 class Eviction:
     """Decides which modules leave the KV cache.
@@ -43,6 +46,9 @@ class Eviction:
         """Takes note that a resident module was encoded, or read by a request."""
         if self._ranking is not None and (module := self._store.lookup(key)) is not None:
             self._ranking.use(key, module.value_per_block)
+            # A reset takes modules away without a word.
+            if len(self._ranking) > 2 * len(self._store) + _MIN_SWEEP:
+                self._ranking.keep_only(self._store.modules.keys())
 
     def make_room(self, num_blocks: int) -> None:
         """Prepares the head of the free list for the pool, which takes `num_blocks` from it next.

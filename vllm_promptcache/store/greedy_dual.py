@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 # Stale entries of the heap are swept when there are more of them than of others, and then some.
@@ -58,6 +58,14 @@ class GreedyDual:
         """Forgets a module that is gone for another reason."""
         self._num_uses.pop(key, None)
         self._priorities.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._priorities)
+
+    def keep_only(self, keys: Collection[bytes]) -> None:
+        """Forgets all modules but these."""
+        for key in self._priorities.keys() - keys:
+            self.forget(key)
 
     def clear(self) -> None:
         """Forgets all modules."""

@@ -134,8 +134,8 @@ class ModuleStore:
         """Forgets a resident module; its blocks carry its hashes no more."""
         self._forget(self._modules[key])
 
-    def __bool__(self) -> bool:
-        return bool(self._modules)
+    def __len__(self) -> int:
+        return len(self._modules)
 
     def pin(self, owner: str, key: bytes) -> bool:
         """Keeps a module from eviction until `owner` is unpinned. Idempotent.

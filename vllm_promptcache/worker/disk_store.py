@@ -21,6 +21,7 @@ from vllm_promptcache.worker.module_file import (
 
 # Writes that wait for the disk; each holds a module in memory. More are left out.
 MAX_NUM_WRITES = 64
+MAX_WRITE_BYTES = 1 << 30
 # Files are counted after each so many writes.
 _WRITES_BETWEEN_SWEEPS = 16
 # Files that were begun this long ago are of processes that died.
@@ -52,7 +53,8 @@ class DiskStore:
         default_factory=lambda: ThreadPoolExecutor(1, "prompt-module-files")
     )
     _reads: dict[bytes, Future[ModuleFile | None]] = field(default_factory=dict)
-    _writes: set[Future[None]] = field(default_factory=set)
+    # With the bytes that each holds.
+    _writes: dict[Future[None], int] = field(default_factory=dict)
     _num_written: int = 0
     _forgotten: list[bytes] = field(default_factory=list)
 
@@ -82,11 +84,13 @@ class DiskStore:
 
     def write(self, module: ModuleFile) -> None:
         """Begins to write a module."""
-        self._writes = {future for future in self._writes if not future.done()}
-        if len(self._writes) >= MAX_NUM_WRITES:
+        self._writes = {f: size for f, size in self._writes.items() if not f.done()}
+        num_bytes = sum(self._writes.values()) + module.blocks.nbytes
+        if self._writes and (len(self._writes) >= MAX_NUM_WRITES or num_bytes > MAX_WRITE_BYTES):
             return
         path, fingerprint = self._path(module.key)
-        self._writes.add(self._executor.submit(self._write, module, path, fingerprint))
+        future = self._executor.submit(self._write, module, path, fingerprint)
+        self._writes[future] = module.blocks.nbytes
 
     def close(self) -> None:
         """Waits until all is written."""

@@ -1,4 +1,4 @@
-"""What the KV in a file depends on beside the module's key: the model and the layout."""
+"""Fingerprints: of the model that KV in a file depends on, and of KV itself, to verify it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,43 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 
 import torch
+from cachetools import LRUCache
 
+from vllm_promptcache.errors import ServerError
 from vllm_promptcache.worker.module_file import FORMAT
+
+MAX_NUM_FINGERPRINTS = 65_536
+"""Modules whose KV can be verified, about 20 MB; those not used longest are forgotten."""
+
+
+class Fingerprints:
+    """What the KV of modules was when it was encoded, by key."""
+
+    def __init__(self) -> None:
+        self._by_key: LRUCache[bytes, int] = LRUCache(MAX_NUM_FINGERPRINTS)
+        self._has_forgotten = False
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._by_key
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def take(self, key: bytes, fingerprint: int) -> None:
+        """Takes note of what a module's KV is."""
+        self._has_forgotten |= len(self) == MAX_NUM_FINGERPRINTS and key not in self
+        self._by_key[key] = fingerprint
+
+    def check(self, key: bytes, fingerprint: int) -> None:
+        """Compares a module's KV with what it was; takes note of it, if that was forgotten.
+
+        Raises:
+            ServerError: It is not the same, or was never there.
+        """
+        if key not in self and self._has_forgotten:
+            self.take(key, fingerprint)
+        elif self._by_key.get(key) != fingerprint:
+            raise ServerError(f"the KV of module {key.hex()} is not what was encoded")
 
 
 def model_fingerprint(

@@ -16,14 +16,13 @@ from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.core.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
-from vllm_promptcache.errors import ServerError
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
 from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.disk_store import DiskStore
-from vllm_promptcache.worker.fingerprint import model_fingerprint, weights_of
+from vllm_promptcache.worker.fingerprint import Fingerprints, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
 from vllm_promptcache.worker.rotary import Rotary
 
@@ -48,7 +47,7 @@ class ModuleWorker:
     probe: AttentionProbe | None = None
     split: RowSplit | None = None
     _has_reported: bool = False
-    _fingerprints: dict[bytes, int] = field(default_factory=dict)
+    _fingerprints: Fingerprints = field(default_factory=Fingerprints)
     _attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     _adapters: dict[int, bytes] = field(default_factory=dict)
 
@@ -100,12 +99,13 @@ class ModuleWorker:
             if isinstance(move, RelocationCopy):
                 self._relocate(move)
                 if step.is_verified:
-                    self._fingerprints[move.target.key] = self._fingerprint(move.target)
+                    self._fingerprints.take(move.target.key, self._fingerprint(move.target))
             else:
                 self.host.apply(move)
+                if step.is_verified and move.action == "restore" and move.module is not None:
+                    self._note_restored(move.module)
         for check in step.checks:
-            if self._fingerprints.get(check.key) != self._fingerprint(check):
-                raise ServerError(f"the KV of module {check.key.hex()} is not what was encoded")
+            self._fingerprints.check(check.key, self._fingerprint(check))
 
     def before_forward(self, step: StepMetadata) -> None:
         """Copies tails of modules. Mutates the cache."""
@@ -120,7 +120,7 @@ class ModuleWorker:
         for module in step.encoded:
             self.host.keep(module)
             if step.is_verified:
-                self._fingerprints[module.key] = self._fingerprint(module)
+                self._fingerprints.take(module.key, self._fingerprint(module))
 
     def split_rows(
         self, batch: CommonAttentionMetadata, block_size: int
@@ -170,6 +170,11 @@ class ModuleWorker:
         source, target = copy.source.block_ids, copy.target.block_ids
         rotation = self.rotary.between(copy)
         self.copier.rotate_blocks(source, target, rotation, head_size=self.rotary.head_size)
+
+    def _note_restored(self, module: ModuleBlocks) -> None:
+        """A file may be of an earlier engine, whose fingerprints went with it."""
+        if module.key not in self._fingerprints:
+            self._fingerprints.take(module.key, self._fingerprint(module))
 
     def _copy(self, copy: SlotCopy | None) -> None:
         if copy is not None:
