@@ -180,6 +180,10 @@ def _cases() -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
     yield "chat", "PML tools", PROMPT, tools
     system = [{"role": "system", "content": "Hi."}, {"role": "user", "content": PROMPT}]
     yield "chat", "PML behind system", system, {}
+    parts = [{"type": "text", "text": text} for text in ("Hi.", PROMPT, "Name two.")]
+    yield "chat", "PML part", [{"role": "user", "content": parts}], {}
+    misplaced = [{"role": "system", "content": PROMPT}, {"role": "user", "content": "Hi."}]
+    yield "chat", "PML as system", misplaced, {}
     for name in ("responses", "messages"):
         yield name, "plain", PLAIN, {}
         yield name, "PML", PROMPT, {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from openai import OpenAI
 from transformers import AutoTokenizer
+from vllm.renderers.params import ChatParams
 
 from tests.engine.server import MAX_MODEL_LEN, MODEL_NAME
 from tests.generators import Schema
@@ -21,7 +22,7 @@ from tests.reference import Reference
 from tests.reference.compare import Difference
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.engine import CPU_BLOCK_SIZE
-from vllm_promptcache.entrypoints.chat import PMLChat
+from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.plan import Explanation, Planner
 from vllm_promptcache.pml import parse_schema
 
@@ -123,14 +124,22 @@ class Plans:
 
     def chat(self, pml: str) -> dict[str, Any]:
         """Explains the only message of /v1/chat/completions. Raises as `Planner.plan`."""
-        chat = PMLChat.find(_messages(pml))
-        assert chat is not None
-        text = self._tokenizer.apply_chat_template(
-            chat.messages, tokenize=False, add_generation_prompt=True
-        )
-        conversation = chat.read(text, self._planner.tokenizer)
-        plan = self._planner.plan(chat.document, conversation=conversation)
-        return Explanation.of(plan).to_dict()
+        document, chat = rendered(self._tokenizer, _messages(pml))
+        return Explanation.of(self._planner.plan(document, chat=chat)).to_dict()
+
+
+def rendered(tokenizer: Any, messages: list[Any]) -> tuple[Any, RenderedChat]:
+    """The PML prompt of a conversation, and the conversation as its template has it."""
+    chat = PMLChat.find(messages)
+    assert chat is not None
+
+    def render(messages: Any, params: ChatParams) -> tuple[Any, dict[str, str]]:
+        kwargs = params.chat_template_kwargs
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        return messages, {"prompt": text}
+
+    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+    return chat.document, RenderedChat(chat, chat.messages, params, render)
 
 
 def _messages(pml: str) -> list[Any]:

@@ -29,12 +29,12 @@ from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment wh
     running_engine,
     without_modules,
 )
+from tests.engine.scored import rendered  # noqa: E402
 from tests.families import LLAMA  # noqa: E402
 from tests.generators import FIXED_SCHEMAS, CaseMaker, random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
-from vllm_promptcache.entrypoints.chat import PMLChat  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402
 from vllm_promptcache.plan import Explanation  # noqa: E402
 
@@ -133,14 +133,8 @@ def test_later_turns_agree(agreement: Agreement) -> None:
 
 def explain_chat(llm: LLM, messages: list[dict[str, str]]) -> dict[str, Any]:
     """The plan of a conversation whose first message is a PML prompt."""
-    chat = PMLChat.find(messages)
-    text = llm.get_tokenizer().apply_chat_template(
-        chat.messages, tokenize=False, add_generation_prompt=True
-    )
-    front_end = llm.front_end
-    conversation = chat.read(text, front_end.planner.tokenizer)
-    plan = front_end.plan(chat.document, conversation=conversation)
-    return Explanation.of(plan).to_dict()
+    document, chat = rendered(llm.get_tokenizer(), messages)
+    return Explanation.of(llm.front_end.plan(document, chat=chat)).to_dict()
 
 
 def test_without_reuse_is_one_plain_prefill(agreement: Agreement) -> None:

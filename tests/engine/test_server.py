@@ -99,7 +99,11 @@ def test_every_endpoint_takes_pml(url: str, capsys: pytest.CaptureFixture[str]) 
     assert "get_weather" in table["chat", "PML tools"].texts[0]
     for kind in ("prompt_logprobs", "beam search"):
         assert table["completions", kind].status == 400
-    assert table["chat", "PML behind system"].status == 400
+    for kind in ("PML behind system", "PML part"):
+        assert table["chat", kind].status == 200
+        assert table["chat", kind].num_prompt_tokens > whole.num_prompt_tokens
+    assert table["chat", "PML part"].num_cached_tokens == whole.num_cached_tokens
+    assert table["chat", "PML as system"].status == 400
 
 
 def test_a_conversation_finds_its_first_turn(url: str) -> None:

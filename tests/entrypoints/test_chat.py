@@ -15,20 +15,9 @@ from vllm_promptcache.entrypoints.request_options import (
     applied,
     current_options,
 )
-from vllm_promptcache.errors import PlanError, UnsupportedError
-from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
-from vllm_promptcache.plan.chat import Conversation, close_with_user
-from vllm_promptcache.pml import parse_prompt
+from vllm_promptcache.errors import PlanError
 
 DOCUMENT = '<prompt schema="s"><a/> text</prompt>'
-ROLES = ChatRoles(
-    wrappers={"user": RoleWrapper("[u]", "[/u]", strips_content=False)},
-    missing={},
-    preamble="[s]default[/s]",
-    generation_prompt="[a]",
-    starts_with_bos=True,
-    system_first_only=True,
-)
 
 
 def user(content: object) -> dict[str, object]:
@@ -36,12 +25,13 @@ def user(content: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("content", [DOCUMENT, [{"type": "text", "text": DOCUMENT}]])
-def test_the_first_message_may_be_a_document(content: object) -> None:
-    chat = PMLChat.find([user(content), {"role": "assistant", "content": "x"}])
-    assert chat is not None
-    assert chat.document == DOCUMENT
-    assert chat.messages[0]["content"] not in DOCUMENT
-    assert chat.messages[1:] == [{"role": "assistant", "content": "x"}]
+def test_the_first_user_message_may_be_a_document(content: object) -> None:
+    turns = [{"role": "assistant", "content": "x"}]
+    for before in ([], [{"role": "system", "content": "y"}]):
+        chat = PMLChat.find([*before, user(content), *turns])
+        assert chat is not None
+        assert chat.document == DOCUMENT
+        assert chat.messages == [*before, user("prompt"), *turns]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +42,8 @@ def test_the_first_message_may_be_a_document(content: object) -> None:
         [user(f"what is {DOCUMENT}?")],
         [{"role": "assistant", "content": DOCUMENT}],
         [user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])],
+        [user("hello"), {"role": "assistant", "content": DOCUMENT}],
+        [user("hello"), {"role": "tool", "content": DOCUMENT}],
         [user(None)],
     ],
 )
@@ -60,63 +52,30 @@ def test_other_conversations_are_left_alone(messages: list[dict[str, object]]) -
 
 
 @pytest.mark.parametrize(
-    "messages",
+    ("messages", "message"),
     [
-        [{"role": "system", "content": "x"}, user(DOCUMENT)],
-        [user("x"), user(DOCUMENT)],
-        [user(DOCUMENT), user(DOCUMENT)],
+        ([{"role": "system", "content": DOCUMENT}, user("x")], "messages.0.: a PML prompt cannot"),
+        ([{"role": "developer", "content": DOCUMENT}], "cannot stand in a system message"),
+        ([user("x"), user(DOCUMENT)], "messages.1.: one PML prompt"),
+        ([user("x"), user([{"type": "text", "text": DOCUMENT}])], "messages.1.: one PML prompt"),
+        ([user(DOCUMENT), user(DOCUMENT)], "messages.1.: one PML prompt"),
+        ([user([DOCUMENT, DOCUMENT])], "messages.0.: one PML prompt"),
+        ([user([DOCUMENT, {"type": "image_url"}])], "parts of text only"),
+        ([{"role": "assistant", "content": "x"}, user(DOCUMENT)], "messages.1.: one PML prompt"),
     ],
 )
-def test_a_document_elsewhere_is_refused(messages: list[dict[str, object]]) -> None:
-    with pytest.raises(PlanError, match="must be the first message"):
+def test_a_document_elsewhere_is_refused(messages: list[dict[str, object]], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
         PMLChat.find(messages)
 
 
-@pytest.mark.parametrize(
-    ("head", "tail", "tools", "turns"),
-    [
-        ("<bos>[s]default[/s][u]", "[/u][a]", "", "[a]"),
-        ("<bos>[s]tools[/s][u]", "[/u][a]", "[s]tools[/s]", "[a]"),
-        ("<bos>[s]default[/s][u]", "[/u][a]x[/a][u]y[/u][a]", "", "[a]x[/a][u]y[/u][a]"),
-    ],
-)
-def test_the_template_is_read_around_the_document(
-    head: str, tail: str, tools: str, turns: str
-) -> None:
-    chat = PMLChat.find([user(DOCUMENT)])
-    assert chat is not None
-    tokenizer = SimpleNamespace(roles=ROLES, bos_text="<bos>")
-    rendered = head + chat.messages[0]["content"] + tail
-    assert chat.read(rendered, tokenizer) == Conversation(tools, turns)
-
-
-@pytest.mark.parametrize("head", ["<bos>[u]tools: ", "<bos>[x]"])
-def test_a_message_that_is_written_otherwise_is_refused(head: str) -> None:
-    chat = PMLChat.find([user(DOCUMENT)])
-    assert chat is not None
-    tokenizer = SimpleNamespace(roles=ROLES, bos_text="<bos>")
-    for rendered in (head + chat.messages[0]["content"] + "[/u][a]", head, [1, 2]):
-        with pytest.raises(UnsupportedError, match="in a way of its own"):
-            chat.read(rendered, tokenizer)
-
-
-def test_bare_text_at_the_end_is_the_users() -> None:
-    def closed(content: str) -> list[str]:
-        prompt = close_with_user(parse_prompt(f'<prompt schema="s">{content}</prompt>'))
-        return [type(child).__name__ for child in prompt.children]
-
-    assert closed("<a/> x") == ["Import", "Role"]
-    assert closed("x <a/> y") == ["Text", "Import", "Role"]
-    assert closed("<a/><user>x</user>") == ["Import", "Role"]
-    assert closed("<a/>") == ["Import"]
-
-
-def test_a_prompt_without_markup_takes_the_first_message() -> None:
+def test_a_prompt_without_markup_takes_the_first_user_message() -> None:
     modules = PromptModules(schema="s", imports=["a"])
     with applied(RequestOptions(prompt_modules=modules)):
         chat = PMLChat.find([user("hello")])
         assert chat is not None
-        assert (chat.document, chat.text) == (modules.to_prompt("hello"), "hello")
+        assert (chat.document, chat.text) == (modules.to_prompt(""), "hello")
+        assert (chat.texts, chat.part) == (["hello"], -1)
         for messages in ([], [user(DOCUMENT)], [{"role": "system", "content": "x"}]):
             with pytest.raises(PlanError, match="plain text"):
                 PMLChat.find(messages)

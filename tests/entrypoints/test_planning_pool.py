@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 from vllm.renderers.base import BaseRenderer
+from vllm.renderers.params import ChatParams
 
+from tests.layout.templates import CHATML
+from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, PromptModuleRenderer
@@ -33,12 +36,13 @@ class PlainRenderer(BaseRenderer):
         self.threads: list[threading.Thread] = []
 
     def render_messages(self, messages: Any, params: Any) -> Any:
-        return messages, {"prompt": messages[0]["content"]}
+        words = WordTokenizer(CHATML)
+        kwargs = params.chat_template_kwargs
+        kwargs = {key: kwargs[key] for key in kwargs if key != "continue_final_message"}
+        return messages, {"prompt": words.apply_chat_template(messages, tokenize=False, **kwargs)}
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
-        # The wrapper of the template that the tests' tokenizer has.
-        text = f"<|im_start|>user\n{messages[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
-        return messages, {"prompt": text}
+        return PlainRenderer.render_messages(self, messages, params)
 
     async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
         self.threads.append(threading.current_thread())
@@ -77,7 +81,8 @@ def completion(renderer: Renderer, prompt: dict[str, Any]) -> Coroutine[Any, Any
 
 
 async def chat(renderer: Renderer, text: str) -> Any:
-    _, prompt = await renderer.render_messages_async([{"role": "user", "content": text}], None)
+    params = ChatParams(chat_template_kwargs={"add_generation_prompt": True})
+    _, prompt = await renderer.render_messages_async([{"role": "user", "content": text}], params)
     return prompt
 
 

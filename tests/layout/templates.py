@@ -131,3 +131,63 @@ NUMBERED = CHATML.replace("message.role +", "message.role + ' ' ~ loop.index +")
 LAST_ONLY = "{%- set m = messages[-1] %}{{- '<|' + m.role + '|>' + m.content }}"
 # The generation prompt counts the messages.
 COUNTING = CHATML.replace("'<|im_start|>assistant\n' }}", "'<|im_start|>' ~ messages | length }}")
+
+# Tools stand in the system message, behind its text or that of the default one (Qwen2.5, Hermes).
+TOOLS = """
+{%- set first = messages[0] %}
+{%- set rest = messages[1:] if first.role == 'system' else messages %}
+{{- '<|im_start|>system\n' }}
+{{- first.content if first.role == 'system' else 'You are Qwen.' }}
+{%- if tools %}{{- '\n\n# Tools\n' }}
+    {%- for tool in tools %}{{- '\n' ~ tool | tojson }}{%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\n' }}
+{%- for message in rest %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+
+# The date of the day, or the minute, in a system message (Llama 3.1); contents are stripped.
+DATED = LLAMA31.replace("Today: 1 May\n\n' }}", "Today: ' + strftime_now('%d %b') + '\n\n' }}")
+TIMED = LLAMA31.replace("Today: 1 May\n\n' }}", "Now: ' + strftime_now('%H:%M') + '\n\n' }}")
+
+# Tools before the first user message's text, in that message (Llama 3.1).
+TOOLS_IN_USER = """
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|start|>' + message.role + '<|end|>\n\n' }}
+    {%- if tools and message.role == 'user' and (loop.first or
+        (loop.index0 == 1 and messages[0].role == 'system')) %}
+        {{- 'Given the functions:\n' ~ tools | tojson ~ '\n\n' }}
+    {%- endif %}
+    {{- message.content | trim + '<|eot|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant<|end|>\n\n' }}{%- endif %}
+"""
+
+# Thinking is switched off by an empty thought in the generation prompt (Qwen3).
+THINKING = """
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+
+# The effort stands in a system message of the template's, ours is the developer's (gpt-oss).
+EFFORT = """
+{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') + '<|end|>' }}
+{%- for message in messages %}
+    {%- set role = 'developer' if message.role in ('system', 'developer') else message.role %}
+    {{- '<|start|>' + role + '<|message|>' + message.content + '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
+"""
+
+# Another text at each rendering.
+RANDOM = CHATML.replace("Be nice.", "' ~ range(90000) | random ~ '")

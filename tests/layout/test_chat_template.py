@@ -99,10 +99,7 @@ def test_answers_in_the_middle_count_for_reasoning_models() -> None:
     ("template", "reason"),
     [
         (templates.GEMMA, "it does not render a plain conversation (System role not supported)"),
-        (
-            templates.LLAMA2,
-            "it writes a message differently depending on the messages around it",
-        ),
+        (templates.LLAMA2, "it writes system text into the first user message"),
     ],
 )
 def test_missing_system_role_has_a_reason(template: str, reason: str) -> None:

@@ -8,7 +8,7 @@ from tests.layout import templates
 from tests.layout.compiling import Compiler, by_path
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import UnsupportedError
-from vllm_promptcache.layout import RoleEnd
+from vllm_promptcache.layout import RoleMark
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -26,9 +26,17 @@ def test_wrappers_belong_to_the_module_with_the_role() -> None:
     assert compiler.text(modules["a"]) == "Look ."
     assert compiler.text(modules["b"]) == f"{START} assistant Yes . {END}"
     assert modules["a"].start == 7
-    assert modules[""].role_end == RoleEnd("user", 10)
-    assert modules["a"].role_end is None
-    assert modules["b"].role_end == RoleEnd("assistant", modules["b"].end)
+    assert modules[""].role_marks == (
+        RoleMark("system", True, 0),
+        RoleMark("system", False, 5),
+        RoleMark("user", True, 5),
+        RoleMark("user", False, 10),
+    )
+    assert modules["a"].role_marks == ()
+    assert modules["b"].role_marks == (
+        RoleMark("assistant", True, modules["b"].start),
+        RoleMark("assistant", False, modules["b"].end),
+    )
 
 
 def test_default_system_message_where_the_first_role_is_another() -> None:

@@ -179,7 +179,7 @@ def test_parameters_move_with_their_module() -> None:
 
 def test_all_texts_are_tokenised_in_one_call() -> None:
     prompts = Prompts('<module name="m"><param name="p" len="2"/></module>')
-    prompts.planner.tokenizer.roles  # noqa: B018 (derives them)
+    prompts.plan("<m p='x'/><user>two</user>")  # Reads the template.
     prompts.words.calls.clear()
     prompts.plan("<m p='x y'/> one <user>two</user>")
     assert len(prompts.words.calls) == 1

@@ -5,9 +5,13 @@ from typing import Any
 
 from vllm_promptcache.pml import Location, Source
 
+# Set where a chat is planned; in what was parsed they say nothing.
+_UNWRITTEN = ("opens", "closes")
+
 
 def dump(node: Any, depth: int = 0) -> str:
-    values = [(field.name, getattr(node, field.name)) for field in fields(node)]
+    names = [field.name for field in fields(node) if field.name not in _UNWRITTEN]
+    values = [(name, getattr(node, name)) for name in names]
     scalars = [f"{name}={value!r}" for name, value in values if not _is_structure(value)]
     place = f"{node.location.line}:{node.location.column}"
     head = " ".join([f"{'  ' * depth}{type(node).__name__} {place}", *scalars])

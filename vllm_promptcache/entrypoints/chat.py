@@ -1,37 +1,64 @@
-"""PML in a conversation: its first user message may be a PML prompt.
+"""PML in a conversation: a text of its first user message may be a PML prompt.
 
-The model's own chat template renders the conversation with a probe in place of the document; what
-it writes around the probe (tools, further turns, the generation prompt) is new text of the plan.
+The model's own chat template renders the conversation with probes in place of the messages that the
+document holds; what it writes around them (tools, further turns, the generation prompt) is text of
+the plan.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, TypeAlias
 
 from vllm_promptcache.entrypoints.request_options import current_options
 from vllm_promptcache.errors import PlanError, UnsupportedError
-from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.plan.chat import Conversation
 from vllm_promptcache.pml import Prompt, is_prompt
+from vllm_promptcache.pml.ast import RoleName
+
+Render: TypeAlias = Callable[[Sequence[Any], Any], tuple[Any, Any]]
+"""Renders messages with a request's parameters, as vLLM's `BaseRenderer.render_messages` does."""
+
+_SYSTEM_ROLES = ("system", "developer")
+# What only decides how a conversation ends; that is read off each one.
+_ENDS = ("add_generation_prompt", "continue_final_message")
 
 
 class PMLChat:
-    """A conversation whose first message is a PML prompt.
+    """A conversation whose first user message holds a PML prompt.
 
     Attributes:
         document: That prompt, in PML or as a tree.
-        text: What the client wrote in its place.
-        messages: The conversation with a probe in its place.
+        messages: The conversation with a word in place of that message's text.
     """
 
-    def __init__(self, messages: Sequence[Any], document: str | Prompt) -> None:
+    def __init__(
+        self, messages: Sequence[Any], index: int, part: int, document: str | Prompt
+    ) -> None:
+        """Makes one.
+
+        Args:
+            messages: The conversation.
+            index: The message with the prompt.
+            part: Number of the text that is the prompt, within it; -1 if it is behind none of them.
+            document: The prompt.
+
+        Attributes:
+            texts: Texts of the message with the prompt.
+            text: What the client wrote for the prompt.
+            turns: All further messages.
+        """
         self.document = document
-        self.text = _user_text(messages[0]) or ""
-        # Nothing in the conversation can be mistaken for it.
-        self._probe = f"prompt-{secrets.token_hex(16)}"
-        self.messages = [{"role": "user", "content": self._probe}, *messages[1:]]
+        self.index, self.part = index, part
+        self.texts = _texts(messages[index]) or []
+        self.text = document if isinstance(document, str) else "\n".join(self.texts)
+        self.turns = list(messages[index + 1 :])
+        message = {**messages[index], "content": "prompt"}
+        self.messages = [*messages[:index], message, *self.turns]
 
     @classmethod
     def find(cls, messages: Sequence[Any]) -> PMLChat | None:
@@ -40,54 +67,189 @@ class PMLChat:
         Raises:
             PlanError: PML stands where it cannot.
         """
-        found = [i for i, text in enumerate(map(_user_text, messages)) if text and is_prompt(text)]
+        found = [
+            (index, part)
+            for index, message in enumerate(messages)
+            if _role(message) in ("user", *_SYSTEM_ROLES)
+            for part, text in enumerate(_texts(message) or ())
+            if text is not None and is_prompt(text)
+        ]
+        first = next((i for i, m in enumerate(messages) if _role(m) not in _SYSTEM_ROLES), -1)
         modules = current_options().prompt_modules
         if modules is not None and modules.is_prompt:
-            if found or not messages or _user_text(messages[0]) is None:
+            texts = _texts(messages[first]) if first >= 0 and not found else None
+            if texts is None or None in texts or _role(messages[first]) != "user":
                 raise PlanError(
-                    "prompt_modules goes with a conversation that begins with a user message of "
-                    "plain text"
+                    "prompt_modules goes with a conversation whose first message, but for system "
+                    "messages, is a user message of plain text"
                 )
-            return cls(messages, modules.to_prompt(_user_text(messages[0]) or ""))
+            return cls(messages, first, -1, modules.to_prompt(""))
         if not found:
             return None
-        if found != [0]:
+        for index, _ in found:
+            if _role(messages[index]) in _SYSTEM_ROLES:
+                raise PlanError(
+                    f"messages[{index}]: a PML prompt cannot stand in a system message",
+                    "put it into the first user message; system text may stand in the schema's "
+                    "<system>, or in a system message without PML",
+                )
+        index, part = found[-1]
+        if index != first or len(found) > 1:
             raise PlanError(
-                f"messages[{found[-1]}]: a PML prompt must be the first message of a conversation",
-                "put system text into the schema's <system>, and write later turns without PML",
+                f"messages[{index}]: one PML prompt may be in a conversation, in its first message "
+                "that is no system message",
+                "write later turns without PML",
             )
-        return cls(messages, _user_text(messages[0]) or "")
-
-    def read(self, rendered: Any, tokenizer: LayoutTokenizer) -> Conversation:
-        """Tells what the template wrote around the document.
-
-        Args:
-            rendered: `messages` as the chat template wrote them.
-            tokenizer: Knows the template.
-
-        Raises:
-            UnsupportedError: The template did not write the first message like any other.
-        """
-        parts = rendered.split(self._probe) if isinstance(rendered, str) else ()
-        if len(parts) == 2:
-            head, tail = parts
-            conversation = Conversation.of(head, tail, tokenizer.roles, tokenizer.bos_text)
-            if conversation is not None:
-                return conversation
-        raise UnsupportedError(
-            "the model's chat template writes the first message of this conversation in a way of "
-            "its own, so it cannot be a PML prompt",
-            "leave out tools, or use /v1/completions",
-        )
+        texts = _texts(messages[index]) or []
+        if None in texts:
+            raise PlanError(f"messages[{index}]: a PML prompt goes with parts of text only")
+        return cls(messages, index, part, texts[part] or "")
 
 
-def _user_text(message: Any) -> str | None:
-    """The text of a user message that holds nothing but one text."""
-    if not isinstance(message, dict) or message.get("role") != "user":
+class RenderedChat:
+    """A conversation as its request has it rendered; see `plan.chat.Chat`.
+
+    Args:
+        chat: The conversation.
+        conversation: The same as vLLM has parsed it, from `chat.messages`.
+        params: vLLM's `ChatParams` of the request.
+        render: vLLM's way to render.
+
+    Raises:
+        UnsupportedError: The template has messages that a prompt cannot stand behind.
+    """
+
+    def __init__(
+        self, chat: PMLChat, conversation: Sequence[Any], params: Any, render: Render
+    ) -> None:
+        self._chat, self._params, self._render = chat, params, render
+        # Nothing in the conversation can be mistaken for it.
+        self._probe = f"prompt-{secrets.token_hex(16)}"
+        system = conversation[: chat.index]
+        if any(_role(message) == "developer" for message in system):
+            self._check_developer()
+        self.system = [self._joined("system", _plain_texts(message)) for message in system]
+
+    @cached_property
+    def before(self) -> str:
+        """Text of the user's message before the document."""
+        return self._around[0]
+
+    @cached_property
+    def behind(self) -> str:
+        """Text of the user's message behind the document."""
+        return self._around[1]
+
+    @cached_property
+    def key(self) -> bytes:
+        """Digest of what the request gives the chat template beside messages."""
+        given = {k: v for k, v in self._params.chat_template_kwargs.items() if k not in _ENDS}
+        shown = self._params.chat_template, self._params.chat_template_content_format, given
+        return sha256(json.dumps(shown, sort_keys=True, default=repr).encode()).digest()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        """Renders other messages as the request's would be; raises what the template raises."""
+        ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": False}
+        kwargs = {**self._params.chat_template_kwargs, **ends}
+        return self._text(messages, replace(self._params, chat_template_kwargs=kwargs))
+
+    def gaps(self, roles: Sequence[RoleName]) -> list[str]:
+        """Text around the conversation's first messages; see `plan.chat.Chat.gaps`."""
+        probes = self._probes(len(roles))
+        messages = [
+            {"role": role, "content": probe} for role, probe in zip(roles, probes, strict=True)
+        ]
+        try:
+            text = self._text([*messages, *self._chat.turns], self._params)
+        # Templates raise whatever they like.
+        except Exception as error:
+            raise UnsupportedError(
+                "the model's chat template does not write the messages that the PML prompt and "
+                f"its schema hold ({', '.join(roles)}): {error}",
+                "leave roles out of the schema: a chat then has all of it in one user message",
+            ) from error
+        return _split(text, probes)
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        texts, part = list(self._chat.texts), self._chat.part
+        if part < 0:
+            return "", self._joined("user", texts)
+        texts[part] = self._probe
+        before, _, behind = self._joined("user", texts).partition(self._probe)
+        return before, behind
+
+    def _joined(self, role: RoleName, texts: Sequence[str]) -> str:
+        """Texts of a message as the server or the template joins them."""
+        if len(texts) < 2:
+            return "".join(texts)
+        probes = self._probes(len(texts))
+        content = [{"type": "text", "text": probe} for probe in probes]
+        others = [{"role": "user", "content": "text"}] if role == "system" else []
+        gaps = _split(self.render([{"role": role, "content": content}, *others], False), probes)
+        glue = [*gaps[1:-1], ""]
+        return "".join(text + gap for text, gap in zip(texts, glue, strict=True))
+
+    def _check_developer(self) -> None:
+        (probe,) = self._probes(1)
+        user = {"role": "user", "content": "text"}
+        texts = {self.render([{"role": r, "content": probe}, user], False) for r in _SYSTEM_ROLES}
+        if len(texts) > 1:
+            raise UnsupportedError(
+                "the model's chat template has developer messages of their own, which cannot stand "
+                "before a PML prompt",
+                "send a system message instead",
+            )
+
+    def _probes(self, num: int) -> list[str]:
+        return [f"{self._probe}-{number}-" for number in range(num)]
+
+    def _text(self, messages: Sequence[Any], params: Any) -> str:
+        _, prompt = self._render(messages, params)
+        text = prompt.get("prompt")
+        if not isinstance(text, str):
+            raise UnsupportedError("this model's chats are rendered to tokens, not to text")
+        return text
+
+
+def _split(text: str, probes: Sequence[str]) -> list[str]:
+    """Text around probes.
+
+    Raises:
+        UnsupportedError: They are not in it one behind the other, each once.
+    """
+    gaps, rest = [], text
+    for probe in probes:
+        gap, found, rest = rest.partition(probe)
+        if not found or probe in rest:
+            raise UnsupportedError(
+                "the model's chat template changes the order of this conversation's messages, or "
+                "leaves some out",
+                "leave out system messages and roles, or use /v1/completions",
+            )
+        gaps.append(gap)
+    return [*gaps, rest]
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _plain_texts(message: Any) -> list[str]:
+    texts = _texts(message) or []
+    if None in texts:
+        raise PlanError("a system message before a PML prompt goes with parts of text only")
+    return texts
+
+
+def _texts(message: Any) -> list[Any] | None:
+    """Texts of a message's parts, each None if it is another kind; None without content."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
         return None
-    content = message.get("content")
-    if isinstance(content, list) and len(content) == 1:
-        (content,) = content
-        if isinstance(content, dict):
-            content = content.get("text")
-    return content if isinstance(content, str) else None
+    return [
+        part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None
+        for part in content
+    ]

@@ -14,7 +14,7 @@ from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
-from vllm_promptcache.plan.chat import Conversation
+from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.pml import (
@@ -142,7 +142,7 @@ class FrontEnd:
         *,
         reuse: bool = True,
         salt: str | None = None,
-        conversation: Conversation | None = None,
+        chat: Chat | None = None,
     ) -> PromptPlan:
         """Plans a prompt in PML, or its tree; see `Planner.plan`.
 
@@ -152,7 +152,7 @@ class FrontEnd:
         """
         try:
             self.sync()
-            plan = self.planner.plan(prompt, reuse=reuse, salt=salt, conversation=conversation)
+            plan = self.planner.plan(prompt, reuse=reuse, salt=salt, chat=chat)
             self._check_room(plan)
         except PromptCacheError as error:
             count_plan_error(error)

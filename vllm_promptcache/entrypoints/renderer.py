@@ -20,7 +20,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm_promptcache.compat import wrap
 from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
-from vllm_promptcache.entrypoints.chat import PMLChat
+from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
 from vllm_promptcache.entrypoints.request_options import (
@@ -147,28 +147,26 @@ class PromptModuleRenderer(BaseRenderer):
         chat = PMLChat.find(messages)
         if chat is None:
             return super().render_messages(messages, params)
-        return self._plan_chat(chat, *super().render_messages(chat.messages, params))
+        return self._plan_chat(chat, params, *super().render_messages(chat.messages, params))
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
         chat = PMLChat.find(messages)
         if chat is None:
             return await super().render_messages_async(messages, params)
         rendered = await super().render_messages_async(chat.messages, params)
-        return await self.planning.run(self._plan_chat, chat, *rendered)
+        return await self.planning.run(self._plan_chat, chat, params, *rendered)
 
-    def _plan_chat(self, chat: PMLChat, conversation: Any, prompt: Any) -> Any:
+    def _plan_chat(self, chat: PMLChat, params: Any, conversation: Any, prompt: Any) -> Any:
         check_request()
         if "multi_modal_data" in prompt:
             raise PlanError("a PML prompt cannot carry embeddings or multi-modal data")
-        planner, since_ns = self.front_end.planner, time.time_ns()
-        plan = self.front_end.plan(
-            chat.document,
-            salt=current_options().cache_salt,
-            conversation=chat.read(prompt.get("prompt"), planner.tokenizer),
-        )
-        first, *turns = conversation
-        planned = planned_prompt(chat.text, plan, since_ns)
-        return [{**first, "content": chat.text}, *turns], planned
+        since_ns = time.time_ns()
+        rendered = RenderedChat(chat, conversation, params, super().render_messages)
+        salt = current_options().cache_salt
+        plan = self.front_end.plan(chat.document, salt=salt, chat=rendered)
+        shown = list(conversation)
+        shown[chat.index] = {**shown[chat.index], "content": chat.text}
+        return shown, planned_prompt(chat.text, plan, since_ns)
 
     def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
         planned = self._plan(prompt, params)

@@ -118,11 +118,11 @@ class SchemaService:
         if known is not None and not may_replace and not planner.holds(schema):
             message = f"there is another schema {quote(schema.name)}"
             raise ConflictError(message, "replace it with PUT, or choose another name")
-        layout = planner.compile(schema)
+        compiled = planner.compile(schema)
         if folder is not None:
             folder.store(schema.name, text)
-        planner.adopt(schema, layout)
-        return _change(known, layout)
+        planner.adopt(compiled)
+        return _change(known, compiled.layout)
 
     def _check_shared(self) -> None:
         if self._num_servers > 1 and self._front_end.folder is None:

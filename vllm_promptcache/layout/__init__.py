@@ -7,7 +7,7 @@ from vllm_promptcache.layout.schema_layout import (
     ContextSpan,
     ModuleLayout,
     ParameterSlot,
-    RoleEnd,
+    RoleMark,
     SchemaLayout,
     UnionLayout,
 )
@@ -21,7 +21,7 @@ __all__ = [
     "LayoutTokenizer",
     "ModuleLayout",
     "ParameterSlot",
-    "RoleEnd",
+    "RoleMark",
     "RoleWrapper",
     "SchemaLayout",
     "UnionLayout",

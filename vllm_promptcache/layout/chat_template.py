@@ -27,6 +27,7 @@ _CONTENT = "changes or drops the content of messages"
 _WHITE_SPACE = "changes white space within messages or at one end only"
 _GENERATION_PROMPT = "asks for the next message differently depending on the conversation"
 _REFUSED = "does not render a plain conversation"
+_MERGED = "writes system text into the first user message"
 
 
 class _TemplateError(Exception):
@@ -51,6 +52,21 @@ def derive_roles(render: Render, *, bos: str, eos: str) -> ChatRoles:
         hint = "leave out `<system>`, `<user>` and `<assistant>`"
         raise UnsupportedError(message, hint) from error
     return _with_system(parts).chat
+
+
+def signature(render: Render) -> str:
+    """Tells whether a template still writes what it did: conversations, or their refusal.
+
+    Never raises: what the template raises is part of the answer.
+    """
+    template = _Template(render, "", "")
+    texts = []
+    for roles in (("user",), ("system", "user", "assistant", "user")):
+        try:
+            texts.append(template.text(_conversation(*roles), True))
+        except _TemplateError as error:
+            texts.append(str(error))
+    return "\0".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +202,8 @@ def _with_system(parts: _Parts) -> _Parts:
     try:
         head, to_user, _ = parts.template.gaps("system", "user")
         prefix = _without_start(head, parts.bos)
+        if not to_user.endswith(parts.chat.wrappers["user"].prefix):
+            raise _TemplateError(_MERGED)
         suffix = _without_end(to_user, parts.chat.wrappers["user"].prefix)
         parts = parts.with_role("system", prefix, suffix)
         parts.check("system", "user")

@@ -193,7 +193,7 @@ def _module(
         kept_position_runs=merge_runs(draft.kept_position_runs),
         context=context,
         dependencies=tuple(dict.fromkeys(dependencies)),
-        role_end=draft.role_end,
+        role_marks=tuple(draft.role_marks),
         key=b"",
         packed=b"",
     )

@@ -23,19 +23,27 @@ from vllm_promptcache.pml.ast import (
 
 
 @dataclass(frozen=True, slots=True)
+class RoleEdge:
+    """Where a role begins, before its wrapper's prefix, or ends, behind its suffix."""
+
+    role: RoleName
+    opens: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Text that is tokenised on its own: a text node, or what stands around a role.
 
     Attributes:
         text: The text; a wrapper's may be empty.
         location: The text node, or the role's element.
-        closes: The role whose end this is.
+        edge: Whether it begins or ends a role.
         before: What stands before it, as in `PlacedText`.
     """
 
     text: str
     location: Place
-    closes: RoleName | None = None
+    edge: RoleEdge | None = None
     before: str | None = None
 
     @property
@@ -95,18 +103,27 @@ def roles_in(children: Iterable[SchemaNode] | Iterable[PromptNode]) -> Iterator[
                 yield from roles_in(child.members)
 
 
+def has_imports(node: PromptNode) -> bool:
+    """Whether a node of a prompt is or holds an import."""
+    if isinstance(node, Role):
+        return any(map(has_imports, node.children))
+    return isinstance(node, Import)
+
+
 def _wrapped(role: Role[Any], tokenizer: LayoutTokenizer) -> Iterator[Item]:
     wrapper = tokenizer.roles.wrappers[role.role]
-    yield Piece(wrapper.prefix, role.location)
+    if role.opens:
+        yield Piece(wrapper.prefix, role.location, RoleEdge(role.role, opens=True))
     yield from _items(_stripped(role) if wrapper.strips_content else role.children, tokenizer)
-    yield Piece(wrapper.suffix, role.location, closes=role.role)
+    if role.closes:
+        yield Piece(wrapper.suffix, role.location, RoleEdge(role.role, opens=False))
 
 
 def _stripped(role: Role[Any]) -> list[Any]:
     """The role's children without white space at the ends of its direct text."""
     children = list(role.children)
-    if children and isinstance(children[0], Text):
+    if role.opens and children and isinstance(children[0], Text):
         children[0] = replace(children[0], text=children[0].text.lstrip())
-    if children and isinstance(children[-1], Text):
+    if role.closes and children and isinstance(children[-1], Text):
         children[-1] = replace(children[-1], text=children[-1].text.rstrip())
     return children

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd
+from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
 
@@ -48,7 +48,7 @@ class ModuleDraft:
     kept_runs: list[Run] = field(default_factory=list)
     kept_position_runs: list[Run] = field(default_factory=list)
     kept_counts: list[int] = field(default_factory=lambda: [0])
-    role_end: RoleEnd | None = None
+    role_marks: list[RoleMark] = field(default_factory=list)
 
     @property
     def head(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vllm_promptcache.layout.content import Piece, items
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.piecewise import PlacedText
-from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleEnd, UnionLayout
+from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark, UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
     EncodePolicy,
@@ -120,9 +120,11 @@ class Placement:
         for item in items(children, self.tokenizer, before):
             match item:
                 case Piece():
+                    start = self.cursor
                     self._text(draft, self.token_ids[item.placed])
-                    if item.closes is not None:
-                        draft.role_end = RoleEnd(item.closes, self.cursor)
+                    if (edge := item.edge) is not None:
+                        position = start if edge.opens else self.cursor
+                        draft.role_marks.append(RoleMark(edge.role, edge.opens, position))
                 case Param():
                     self._parameter(draft, item)
                 case Module() | Union():

@@ -9,7 +9,7 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import ModuleLayout, RoleMark
 from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import Relocation, Run
 
@@ -80,7 +80,6 @@ def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
     kept = module.kept_position_runs
     shift = shifts.at(kept[0].start) if kept else 0
     key = relocated_key(module.key, shift)
-    role_end = module.role_end
     return replace(
         module,
         start=module.start + shifts.at(module.start),
@@ -92,12 +91,16 @@ def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
         },
         position_runs=merge_runs(p for run in module.position_runs for p in shifts.moved(run)),
         kept_position_runs=merge_runs(p for run in kept for p in shifts.moved(run)),
-        # What closes at the end of a piece closes before what is behind that.
-        role_end=role_end
-        and replace(role_end, position=role_end.position + shifts.at(role_end.position - 1)),
+        role_marks=tuple(_moved(mark, shifts) for mark in module.role_marks),
         key=key,
         relocation=Relocation(key, module.key, shift) if shift else None,
     )
+
+
+def _moved(mark: RoleMark, shifts: Shifts) -> RoleMark:
+    # What closes at the end of a piece closes before what is behind that.
+    at = mark.position if mark.opens else mark.position - 1
+    return replace(mark, position=mark.position + shifts.at(at))
 
 
 def relocated_key(key: bytes, shift: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,43 @@ class ChatRoles:
     generation_prompt: str
     starts_with_bos: bool
     system_first_only: bool
+
+    def __hash__(self) -> int:
+        return hash((self.preamble, self.generation_prompt, self.starts_with_bos))
+
+    @property
+    def strips_system(self) -> bool:
+        """Whether white space at the ends of a system message is dropped."""
+        wrapper = self.wrappers.get("system")
+        return wrapper is not None and wrapper.strips_content
+
+    @property
+    def num_chars(self) -> int:
+        """Length of all its texts."""
+        wrappers = self.wrappers.values()
+        num_chars = sum(len(wrapper.prefix) + len(wrapper.suffix) for wrapper in wrappers)
+        return num_chars + len(self.preamble) + len(self.generation_prompt)
+
+    def behind(self, names: Sequence[RoleName], gaps: Sequence[str], *, bos: str) -> str | None:
+        """Reads off a conversation what stands behind its first messages.
+
+        Args:
+            names: Roles of these messages, at least one.
+            gaps: Text before, between and behind them, `[len(names) + 1]`.
+            bos: Text of the BOS token.
+
+        Returns:
+            The text behind the last one, or None if they stand in other text than these parts say.
+        """
+        wrappers = [self.wrappers[name] for name in names]
+        text = (bos if self.starts_with_bos else "") + (
+            "" if names[0] == "system" else self.preamble
+        )
+        for wrapper, gap in zip(wrappers, gaps, strict=False):
+            if gap != text + wrapper.prefix:
+                return None
+            text = wrapper.suffix
+        return gaps[-1][len(text) :] if gaps[-1].startswith(text) else None
 
     def check(self, role: Role[Any], source: Source, *, is_first: bool) -> None:
         """Checks that the template has a role at a place.

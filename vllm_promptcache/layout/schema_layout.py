@@ -44,15 +44,18 @@ class ContextSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class RoleEnd:
-    """Where a chat role closes.
+class RoleMark:
+    """Where a chat role begins or ends.
 
     Attributes:
         role: The role.
-        position: One past the last position of its closing wrapper.
+        opens: Whether it begins there.
+        position: The first position of its opening wrapper, or one past the last one of its closing
+            wrapper.
     """
 
     role: RoleName
+    opens: bool
     position: int
 
 
@@ -92,7 +95,7 @@ class ModuleLayout:
         kept_position_runs: Position ids of `kept_token_ids`.
         context: What it is encoded behind, in order: ancestors and primers.
         dependencies: Indexes of all modules that must be encoded before it, in order.
-        role_end: The last place where one of its own roles closes.
+        role_marks: Where its own roles begin and end, in document order.
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
         packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`. Of a
             relocated module, that of its origin.
@@ -121,7 +124,7 @@ class ModuleLayout:
     kept_position_runs: tuple[Run, ...] = field(repr=False)
     context: tuple[ContextSpan, ...]
     dependencies: tuple[int, ...]
-    role_end: RoleEnd | None
+    role_marks: tuple[RoleMark, ...]
     key: bytes
     packed: bytes = field(repr=False)
     relocation: Relocation | None = None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
-from vllm_promptcache.layout.chat_template import derive_roles
 from vllm_promptcache.layout.piecewise import Piecewise, PlacedText
 from vllm_promptcache.layout.primer_text import PRIMER
 from vllm_promptcache.layout.probes import find_piecewise
 from vllm_promptcache.layout.roles import ChatRoles
+from vllm_promptcache.layout.template_roles import TemplateRoles
 
 # Most tokenizers need fewer tokens for a primer, but one that knows hardly any words may not.
 MAX_PRIMER_LEN = 512
@@ -55,6 +56,26 @@ class LayoutTokenizer:
 
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._tokenizer = tokenizer
+        self._roles: ChatRoles | None = None
+        self._is_chat = False
+        self._generation_prompt: list[int] = []
+        eos = getattr(tokenizer, "eos_token", None) or ""
+        self.template = TemplateRoles(self._render, bos=self.bos_text, eos=eos)
+
+    def with_roles(self, roles: ChatRoles, *, is_chat: bool = False) -> LayoutTokenizer:
+        """The same tokenizer with parts of the template that stay as they are.
+
+        Args:
+            roles: What the template writes around messages.
+            is_chat: Whether BOS is the template's affair alone, as in a chat; a text gets the one
+                that the tokenizer adds as well.
+        """
+        # First, so that the copy has what this derives.
+        (generation_prompt,) = self.encode([roles.generation_prompt])
+        pinned = copy(self)
+        pinned._roles, pinned._is_chat = roles, is_chat
+        pinned._generation_prompt = generation_prompt
+        return pinned
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises many texts that stand inside a document in one call.
@@ -125,25 +146,32 @@ class LayoutTokenizer:
         first = self._encode(["a"], add_special_tokens=True)[0][:1]
         return bos if bos is not None and first == [bos] else None
 
-    @cached_property
+    @property
     def chat_bos_id(self) -> int | None:
         """The same for a text with chat roles, whose template may ask for the token as well."""
-        return self._tokenizer.bos_token_id if self.roles.starts_with_bos else self.bos_id
+        if self.roles.starts_with_bos:
+            return self._tokenizer.bos_token_id
+        return None if self._is_chat else self.bos_id
 
     @property
     def bos_text(self) -> str:
         """Text of the BOS token, empty if there is none."""
         return getattr(self._tokenizer, "bos_token", None) or ""
 
-    @cached_property
+    @property
     def roles(self) -> ChatRoles:
-        """What the model's chat template puts around messages.
+        """What the model's chat template puts around messages: now, unless it has been set.
 
         Raises:
             UnsupportedError: There is no chat template, or it cannot be taken apart.
         """
-        eos = getattr(self._tokenizer, "eos_token", None) or ""
-        return derive_roles(self._render, bos=self.bos_text, eos=eos)
+        return self._roles or self.template.current()
+
+    @property
+    def generation_prompt(self) -> list[int]:
+        """Tokens that ask for the assistant's next message."""
+        pinned = self if self._roles is not None else self.with_roles(self.roles)
+        return pinned._generation_prompt
 
     @cached_property
     def _piecewise(self) -> Piecewise:

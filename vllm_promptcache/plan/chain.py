@@ -152,7 +152,7 @@ def _module(
         kept_position_runs=runs,
         context=tuple(ContextSpan(m.index, m.num_kept_tokens) for m in done),
         dependencies=tuple(m.index for m in done),
-        role_end=None,
+        role_marks=(),
         key=key,
         packed=pack_module(spec),
         relocation=None,

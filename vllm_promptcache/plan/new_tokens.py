@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TypeAlias
 
 from vllm_promptcache.layout.piecewise import PlacedText
-from vllm_promptcache.layout.schema_layout import RoleEnd
+from vllm_promptcache.layout.schema_layout import RoleMark
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.prompt_plan import NewTokens
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
@@ -18,26 +18,10 @@ from vllm_promptcache.pml.diagnostics import pml_error, quote
 TokenIds: TypeAlias = Mapping[PlacedText, list[int]]
 
 
-@dataclass(frozen=True, slots=True)
-class TextFrame:
-    """Text around the new text that stands behind all imports.
-
-    Attributes:
-        before: Text before it.
-        behind: Text behind it.
-        behind_user_only: Whether `behind` is for prompts that end with a user message.
-    """
-
-    before: str = ""
-    behind: str = ""
-    behind_user_only: bool = False
-
-
 def check_size(
     prompt: Prompt,
     resolved: ResolvedPrompt,
     tokenizer: LayoutTokenizer,
-    frame: TextFrame,
     max_model_len: int,
 ) -> None:
     """Refuses text that cannot fit before it is tokenised, which would take long.
@@ -54,9 +38,8 @@ def check_size(
             )
             location = given.argument.location
             raise pml_error(prompt.source, location, message, "shorten it, or raise `len`")
-    num_chars = len(frame.before) + len(frame.behind)
-    for group in (*resolved.inner, *resolved.trailing):
-        num_chars += sum(len(piece.text) for piece in group.pieces)
+    groups = (*resolved.inner, *resolved.trailing)
+    num_chars = sum(len(piece.text) for group in groups for piece in group.pieces)
     if not tokenizer.may_fit(num_chars, max_model_len):
         message = (
             f"the prompt has {num_chars} characters of new text, "
@@ -65,12 +48,11 @@ def check_size(
         raise pml_error(prompt.source, prompt.location, message, "shorten it")
 
 
-def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, frame: TextFrame) -> TokenIds:
+def tokenize(resolved: ResolvedPrompt, tokenizer: LayoutTokenizer) -> TokenIds:
     """Tokenises all texts of a prompt in one call, which costs more than a short text's tokens."""
     texts = {PlacedText(given.argument.value) for given in resolved.arguments}
     for group in (*resolved.inner, *resolved.trailing):
         texts.update(piece.placed for piece in group.pieces)
-    texts.update(map(PlacedText, filter(None, (frame.before, frame.behind))))
     return dict(zip(texts, tokenizer.encode_placed(list(texts)), strict=True))
 
 
@@ -95,62 +77,57 @@ def place_arguments(
             yield NewTokens("argument", f"{given.module.path}:{slot.name}", value, slot.start)
 
 
-def place_text(
-    resolved: ResolvedPrompt, token_ids: TokenIds, frame: TextFrame, starts: Iterable[int]
-) -> list[NewTokens]:
+def place_text(resolved: ResolvedPrompt, token_ids: TokenIds, starts: Iterable[int]) -> NewText:
     """Places new text between the imports, then the rest of it behind everything else.
 
     Args:
         resolved: The prompt.
         token_ids: What `tokenize` returned.
-        frame: Text around the text behind all imports, a generation prompt among others.
         starts: First position of each group of `resolved.inner`.
     """
     ends = (module.position_runs[-1].end for module in resolved.modules if module.token_ids)
-    role_ends = [module.role_end for module in resolved.modules if module.role_end is not None]
-    text = _PlacedText(token_ids, max(ends, default=0), role_ends)
+    marks = [mark for module in resolved.modules for mark in module.role_marks]
+    text = NewText(max(ends, default=0), marks)
     for group, start in zip(resolved.inner, starts, strict=True):
-        text.add(group, start)
-    if frame.before:
-        text.append("", token_ids[PlacedText(frame.before)], text.end)
+        text.add(group, token_ids, start)
     for group in resolved.trailing:
-        text.add(group, text.end)
-    if frame.behind and (text.ends_with_user() or not frame.behind_user_only):
-        text.append("", token_ids[PlacedText(frame.behind)], text.end)
-    return text.new
+        text.add(group, token_ids, text.end)
+    return text
 
 
 @dataclass(slots=True)
-class _PlacedText:
+class NewText:
     """New text so far.
 
     Attributes:
-        token_ids: Tokens of each text.
         end: One past the last position that a module or text takes.
-        role_ends: Where chat roles close, in modules and in text.
+        marks: Where chat roles begin and end, in modules and in text.
         new: The text's tokens.
     """
 
-    token_ids: TokenIds
     end: int
-    role_ends: list[RoleEnd]
+    marks: list[RoleMark]
     new: list[NewTokens] = field(default_factory=list)
 
-    def add(self, group: TextGroup, position: int) -> None:
+    def add(self, group: TextGroup, token_ids: TokenIds, position: int) -> None:
+        """Places text with no import in between."""
         for piece in group.pieces:
-            position = self.append(group.scope.path, self.token_ids[piece.placed], position)
-            if piece.closes is not None:
-                self.role_ends.append(RoleEnd(piece.closes, position))
+            end = self.append(token_ids[piece.placed], position, group.scope.path)
+            if (edge := piece.edge) is not None:
+                self.marks.append(RoleMark(edge.role, edge.opens, position if edge.opens else end))
+            position = end
 
-    def append(self, owner: str, token_ids: list[int], position: int) -> int:
+    def append(self, token_ids: list[int], position: int, owner: str = "") -> int:
         """Adds tokens and returns the position behind them."""
         if token_ids:
             self.new.append(NewTokens("text", owner, token_ids, position))
         self.end = max(self.end, position + len(token_ids))
         return position + len(token_ids)
 
+    @property
     def ends_with_user(self) -> bool:
         """Whether a user message closes behind everything else."""
+        ends = (mark for mark in self.marks if not mark.opens)
         # The sort is stable: where wrappers are empty, the later role counts.
-        last = sorted(self.role_ends, key=attrgetter("position"))[-1:]
+        last = sorted(ends, key=attrgetter("position"))[-1:]
         return any(end.role == "user" and end.position >= self.end for end in last)

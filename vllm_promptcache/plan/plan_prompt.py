@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.plan.chat import Conversation, close_with_user
 from vllm_promptcache.plan.compact import place_compactly
 from vllm_promptcache.plan.new_tokens import (
-    TextFrame,
+    NewText,
     TokenIds,
     check_size,
     place_arguments,
@@ -21,6 +23,9 @@ from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
 
+Ending: TypeAlias = Callable[[NewText], list[int]]
+"""Tokens behind all text of a prompt, given that text."""
+
 
 def plan_prompt(
     prompt: Prompt,
@@ -29,7 +34,7 @@ def plan_prompt(
     *,
     max_model_len: int,
     block_size: int,
-    conversation: Conversation | None = None,
+    ending: Ending | None = None,
     promotes: bool = False,
 ) -> PromptPlan:
     """Plans a prompt.
@@ -39,8 +44,8 @@ def plan_prompt(
     `TextPlacer.place`; in a compact layout it takes its place among the imports. Text behind the
     last import follows everything else. A role's wrapper is
     new text where the role begins and ends, also when imports stand inside of it. Where a user
-    message is the last thing in the prompt, the template's generation prompt follows, or the
-    further turns of the conversation.
+    message is the last thing in the prompt, the template's generation prompt follows; in a chat
+    whatever the conversation has there.
 
     Args:
         prompt: A parsed prompt.
@@ -48,7 +53,7 @@ def plan_prompt(
         tokenizer: The tokenizer that `layout` was compiled with.
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
-        conversation: What follows the prompt in a chat, instead of the generation prompt.
+        ending: What follows the prompt in a chat, instead of the generation prompt.
         promotes: Whether the engine may encode its modules behind each other in idle steps.
 
     Raises:
@@ -57,17 +62,17 @@ def plan_prompt(
         UnsupportedError: The prompt uses roles, and the model's chat template cannot be taken
             apart.
     """
-    if conversation is not None:
-        prompt = close_with_user(prompt)
     resolved = resolve_prompt(prompt, layout, tokenizer)
-    frame = _frame(resolved, tokenizer, conversation)
-    check_size(prompt, resolved, tokenizer, frame, max_model_len)
-    token_ids = tokenize(resolved, tokenizer, frame)
+    check_size(prompt, resolved, tokenizer, max_model_len)
+    token_ids = tokenize(resolved, tokenizer)
     resolved, starts = _place(layout, resolved, token_ids)
-    new = [
-        *place_arguments(prompt, resolved, token_ids),
-        *place_text(resolved, token_ids, frame, starts),
-    ]
+    arguments = place_arguments(prompt, resolved, token_ids)
+    text = place_text(resolved, token_ids, starts)
+    if ending is not None:
+        text.append(ending(text), text.end)
+    elif resolved.has_roles and text.ends_with_user:
+        text.append(tokenizer.generation_prompt, text.end)
+    new = [*arguments, *text.new]
     chooser = ReuseChooser(prompt, layout, resolved.modules, new, block_size)
     plan = _plan(chooser, promotes)
     if plan.next_position >= max_model_len:
@@ -77,16 +82,6 @@ def plan_prompt(
         )
         raise pml_error(prompt.source, prompt.location, message, "leave out modules or text")
     return plan
-
-
-def _frame(
-    resolved: ResolvedPrompt, tokenizer: LayoutTokenizer, conversation: Conversation | None
-) -> TextFrame:
-    """What stands around the text behind all imports."""
-    if conversation is not None:
-        return TextFrame(before=conversation.tools, behind=conversation.turns)
-    generation_prompt = tokenizer.roles.generation_prompt if resolved.has_roles else ""
-    return TextFrame(behind=generation_prompt, behind_user_only=True)
 
 
 def _plan(chooser: ReuseChooser, promotes: bool) -> PromptPlan:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from threading import RLock
 
-from vllm_promptcache.errors import ClientError, NotFoundError
+from vllm_promptcache.errors import ClientError, NotFoundError, UnsupportedError
 from vllm_promptcache.layout.compiler import compile_schema, salted
+from vllm_promptcache.layout.content import roles_in
+from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
-from vllm_promptcache.plan.chat import Conversation
+from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
 from vllm_promptcache.plan.gate import PolicyGate
+from vllm_promptcache.plan.messages import prompt_in_messages, system_text
+from vllm_promptcache.plan.new_tokens import NewText
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.resolve import quote_some
+from vllm_promptcache.plan.variants import Compiled, Surroundings, Variants
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
     NO_REPAIR,
     Limits,
     Prompt,
+    PromptNode,
     Repair,
     Schema,
     SchemaPolicy,
@@ -41,19 +47,13 @@ _logger = logging.getLogger(f"vllm.{__name__}")
 MAX_NUM_SALTED = 256
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Compiled:
-    schema: Schema
-    layout: SchemaLayout
-
-
 def _content(schema: Schema) -> Schema:
     # Trees are compared, since files that are read by `src` are no part of the text; where the text
     # was read from makes no difference.
     return replace(schema, source=Source("", schema.source.text))
 
 
-def _salted(compiled: _Compiled, salt: bytes) -> SchemaLayout:
+def _salted(compiled: Compiled, salt: bytes) -> SchemaLayout:
     return salted(compiled.layout, salt)
 
 
@@ -96,8 +96,9 @@ class Planner:
         self._limits = limits
         self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
-        self._schemas: Mapping[str, _Compiled] = {}
+        self._schemas: Mapping[str, Compiled] = {}
         self._salted = lru_cache(MAX_NUM_SALTED)(_salted)
+        self._variants = Variants(self.tokenizer, self._layout)
 
     @property
     def schemas(self) -> Mapping[str, SchemaLayout]:
@@ -117,11 +118,17 @@ class Planner:
         known = self._schemas.get(schema.name)
         return known is not None and _content(known.schema) == _content(schema)
 
-    def compile(self, schema: Schema) -> SchemaLayout:
+    def compile(self, schema: Schema) -> Compiled:
         """Lays a schema out without adding it. Raises as `add_schema`."""
+        tokenizer = self.tokenizer
+        if next(roles_in(schema.children), None) is not None:
+            tokenizer = tokenizer.with_roles(tokenizer.roles)
+        return Compiled(schema, self._layout(schema, tokenizer), tokenizer)
+
+    def _layout(self, schema: Schema, tokenizer: LayoutTokenizer) -> SchemaLayout:
         layout = compile_schema(
             schema,
-            self.tokenizer,
+            tokenizer,
             default_encode=self._default_encode,
             default_repair=self._default_repair,
             max_model_len=self.max_model_len,
@@ -139,14 +146,15 @@ class Planner:
             known = self._schemas.get(schema.name)
             if known is not None and self.holds(schema):
                 return known.layout
-            return self.adopt(schema, self.compile(schema))
+            return self.adopt(self.compile(schema))
 
-    def adopt(self, schema: Schema, layout: SchemaLayout) -> SchemaLayout:
+    def adopt(self, compiled: Compiled) -> SchemaLayout:
         """Adds a schema that `compile` has laid out, and returns its layout."""
+        schema, layout = compiled.schema, compiled.layout
         if layout.fallback is not None:
             _logger.warning("Schema %s is served exactly: %s", schema.name, layout.fallback)
         with self._lock:
-            self._schemas = {**self._schemas, schema.name: _Compiled(schema, layout)}
+            self._schemas = {**self._schemas, schema.name: compiled}
         return layout
 
     def remove_schema(self, name: str) -> None:
@@ -165,7 +173,7 @@ class Planner:
         Raises:
             ClientError: There is no schema of that name, or it is private and there is no salt.
         """
-        layout = self._layout_for(self._get(name), salt)
+        layout = self._layout_for(self._written_now(self._get(name)), salt)
         return warm_plans(layout, block_size=self.block_size)
 
     def plan(
@@ -174,7 +182,7 @@ class Planner:
         *,
         reuse: bool = True,
         salt: str | None = None,
-        conversation: Conversation | None = None,
+        chat: Chat | None = None,
     ) -> PromptPlan:
         """Plans a prompt.
 
@@ -183,33 +191,91 @@ class Planner:
             reuse: Whether modules are reused; if not, the plan is one plain prefill of the same
                 tokens at the same positions.
             salt: The tenant's salt (`cache_salt` of a request), which a private schema needs.
-            conversation: What follows the prompt in a chat.
+            chat: The conversation that the prompt is in.
 
         Raises:
             PMLError: The prompt breaks a rule, or names a schema that is not there.
+            PlanError: A chat cannot have it.
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
         if isinstance(prompt, str):
             prompt = parse_prompt(prompt, limits=self._limits)
-        layout = self._layout_of(prompt, salt)
-        plan = plan_prompt(
-            prompt,
-            layout,
-            self.tokenizer,
-            max_model_len=self.max_model_len,
-            block_size=self.block_size,
-            conversation=conversation,
-            promotes=self._promotes and reuse,
-        )
+        compiled = self._named_by(prompt)
+        if chat is None:
+            plan = self._plan(prompt, self._written_now(compiled, prompt.children), salt, reuse)
+        else:
+            plan = self._plan_chat(prompt, compiled, salt, chat, reuse)
         return plan if reuse else baseline(plan)
 
-    def _get(self, name: str) -> _Compiled:
+    def _plan_chat(
+        self, prompt: Prompt, compiled: Compiled, salt: str | None, chat: Chat, reuse: bool
+    ) -> PromptPlan:
+        roles = self.tokenizer.template.known(chat.key) or self._read_template(chat)
+        # What the request has not changed may have changed by itself: the date, say.
+        for _ in range(2):
+            system = system_text(chat, compiled.schema, roles, bos=self.tokenizer.bos_text)
+            variant = self._variants.of(compiled, Surroundings(roles, is_chat=True, system=system))
+            arranged = prompt_in_messages(prompt, chat, variant.schema)
+            try:
+                return self._plan(arranged, variant, salt, reuse, chat)
+            except TemplateChanged:
+                roles = self._read_template(chat)
+        raise UnsupportedError(
+            "the model's chat template writes the messages of this conversation in another way "
+            "than it writes plain ones, so their text cannot be known beforehand",
+            "leave out what the template writes into messages, such as tools",
+        )
+
+    def _read_template(self, chat: Chat) -> ChatRoles:
+        try:
+            return self.tokenizer.template.read(chat.key, chat.render)
+        except UnsupportedError as error:
+            hint = "leave out what the request gives the template (tools, say), or use completions"
+            raise UnsupportedError(error.message, hint) from error
+
+    def _plan(
+        self,
+        prompt: Prompt,
+        compiled: Compiled,
+        salt: str | None,
+        reuse: bool,
+        chat: Chat | None = None,
+    ) -> PromptPlan:
+        layout, tokenizer = self._layout_of(prompt, compiled, salt), compiled.tokenizer
+
+        def ending(text: NewText) -> list[int]:
+            assert chat is not None
+            return turns(prompt, text, chat, tokenizer, self.max_model_len)
+
+        return plan_prompt(
+            prompt,
+            layout,
+            tokenizer,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+            ending=None if chat is None else ending,
+            promotes=self._promotes and reuse,
+        )
+
+    def _written_now(self, compiled: Compiled, children: Sequence[PromptNode] = ()) -> Compiled:
+        """A schema as the chat template writes it now, for a prompt with these children."""
+        if not compiled.layout.has_roles and next(roles_in(children), None) is None:
+            return compiled
+        return self._variants.of(compiled, Surroundings(self.tokenizer.roles))
+
+    def _named_by(self, prompt: Prompt) -> Compiled:
+        try:
+            return self._get(prompt.schema)
+        except ClientError as error:
+            raise pml_error(prompt.source, prompt.location, error.message, error.hint) from None
+
+    def _get(self, name: str) -> Compiled:
         compiled = self._schemas.get(name)
         if compiled is None:
             raise NotFoundError(f"there is no schema {quote(name)}", self._hint(name))
         return compiled
 
-    def _layout_for(self, compiled: _Compiled, salt: str | None) -> SchemaLayout:
+    def _layout_for(self, compiled: Compiled, salt: str | None) -> SchemaLayout:
         if not compiled.layout.private:
             return compiled.layout
         if not salt:
@@ -218,12 +284,11 @@ class Planner:
         # A digest, since a salt may be of any length and stays in memory.
         return self._salted(compiled, sha256(salt.encode(errors="surrogatepass")).digest())
 
-    def _layout_of(self, prompt: Prompt, salt: str | None) -> SchemaLayout:
+    def _layout_of(self, prompt: Prompt, compiled: Compiled, salt: str | None) -> SchemaLayout:
         try:
-            return self._layout_for(self._get(prompt.schema), salt)
+            return self._layout_for(compiled, salt)
         except ClientError as error:
-            place = prompt.location
-            raise pml_error(prompt.source, place, error.message, error.hint) from None
+            raise pml_error(prompt.source, prompt.location, error.message, error.hint) from None
 
     def _hint(self, name: str) -> str:
         known = sorted(self._schemas)

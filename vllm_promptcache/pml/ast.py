@@ -127,11 +127,17 @@ class Union:
 
 @dataclass(frozen=True, slots=True)
 class Role(Generic[_Node]):
-    """A chat message; its children are schema nodes in a schema, prompt nodes in a prompt."""
+    """A chat message; its children are schema nodes in a schema, prompt nodes in a prompt.
+
+    In a chat a schema may begin a message that the prompt ends: then one has a role that does not
+    close, the other one a role that does not open.
+    """
 
     role: RoleName
     children: tuple[_Node, ...]
     location: Place
+    opens: bool = True
+    closes: bool = True
 
 
 @dataclass(frozen=True, slots=True)
