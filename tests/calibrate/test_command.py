@@ -51,13 +51,13 @@ def test_limits_are_numbers(tmp_path: Path, limit: str, capsys: pytest.CaptureFi
 
 @pytest.mark.engine
 def test_a_schema_that_fails_its_gate_is_served_exactly(
-    smollm2: Path,
+    shallow: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "profile.json"
-    given = ["--model", str(smollm2), "--output", str(path), "--dtype", "float32", "--limit", "3"]
+    given = ["--model", str(shallow), "--output", str(path), "--dtype", "float32", "--limit", "3"]
     given += ["--policies", POLICIES, "--max-tokens", "4", "--kv-cache-memory", "0.25"]
     given += ["--max-model-len", "1024"]
     # No score is lost beyond 100 points, and no policy but `exact` has a KL of 0.
@@ -67,8 +67,8 @@ def test_a_schema_that_fails_its_gate_is_served_exactly(
     assert [measured.policy for measured in profile.measured] == POLICIES.split(",")
     assert all(measured.kl > 0 for measured in profile.measured)
     assert (profile.num_rows, profile.passed, profile.default) == (3, (), "exact")
-    assert profile.model.config_sha256 == config_sha256(str(smollm2))
-    serve(smollm2, path)
+    assert profile.model.config_sha256 == config_sha256(str(shallow))
+    serve(shallow, path)
     # Other limits need no other run.
     monkeypatch.setattr(run, "running_engine", None)
     assert command.main([*given, "--tolerance", "100", "--max-kl", "100"]) == 0
@@ -82,6 +82,7 @@ def serve(model: Path, profile: Path) -> None:
 
     llm = LLM(
         model,
+        dtype="float32",
         prompt_modules={"profile": str(profile)},
         max_model_len=512,
         enforce_eager=True,

@@ -57,7 +57,7 @@ def test_numbers_are_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.engine
 def test_rows_are_run_and_not_run_again(
-    smollm2: Path,
+    shallow: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -69,7 +69,7 @@ def test_rows_are_run_and_not_run_again(
     ]
     data, output = write(tmp_path / "trips.jsonl", *lines), tmp_path / "out"
     others = ["--policies", ",".join(POLICIES), "--max-model-len", "512"]
-    given = arguments(data, output, str(smollm2), *others)
+    given = arguments(data, output, str(shallow), *others)
     assert command.main(given) == 0
     assert "skipped: trips, row r2, plain: " in capsys.readouterr().out
     results = check_results(output)
