@@ -204,3 +204,22 @@ def test_developer_messages_that_are_no_system_messages_are_refused() -> None:
     talk = Conversations(templates.EFFORT, MODULES)
     expected = talk.plain(("developer", "Be kind."), ("user", "Doc A text.Why?"))
     assert talk.modular(developer, pml("a", "Why?")) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ('<user><module name="a">one </module></user>', "a"),
+        ('<user>x<union><module name="b">b </module></union></user>', "b"),
+        ('<user><module name="a"> one</module>x</user>', "a"),
+        ('<user>x<module name="a">one </module>y</user>', None),
+        ('<user><module name="a">one</module></user>', None),
+    ],
+)
+def test_a_module_that_a_template_would_trim_is_told(
+    schema: str, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    Conversations(templates.CHATML, schema)
+    assert not caplog.records
+    Conversations(templates.LLAMA3, schema)
+    assert [f"not module {name}," in caplog.text] == [name is not None]

@@ -50,10 +50,9 @@ class ChatRoles:
     def __hash__(self) -> int:
         return hash((self.preamble, self.generation_prompt, self.starts_with_bos))
 
-    @property
-    def strips_system(self) -> bool:
-        """Whether white space at the ends of a system message is dropped."""
-        wrapper = self.wrappers.get("system")
+    def strips(self, role: RoleName) -> bool:
+        """Whether white space at the ends of such a message is dropped."""
+        wrapper = self.wrappers.get(role)
         return wrapper is not None and wrapper.strips_content
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -125,7 +125,7 @@ def system_text(chat: Chat, schema: Schema, roles: ChatRoles, *, bos: str) -> Sy
             "own",
             "leave out the system message, or the schema's `<system>`",
         )
-    if roles.strips_system:
+    if roles.strips("system"):
         texts = tuple(text.strip() for text in texts)
     joined = "".join(text + gap for text, gap in zip(texts, [*glue, ""], strict=False))
     return SystemText(start=joined) if has_own else SystemText((joined,))
@@ -200,6 +200,32 @@ def _as_user(children: Iterable[PromptNode]) -> list[PromptNode]:
         found = tuple(group)
         nodes += [Role("user", found, found[-1].location)] if is_text else found
     return nodes
+
+
+def untrimmed(schema: Schema, roles: ChatRoles) -> str | None:
+    """Name of a module at an end of a message whose white space a template would drop there."""
+    trimmed = [role.children for role in roles_in(schema.children) if roles.strips(role.role)]
+    padded = (
+        *(m.name for c in trimmed for m in _modules(c[:1]) if m.text != m.text.lstrip()),
+        *(m.name for c in trimmed for m in _modules(c[-1:]) if m.text != m.text.rstrip()),
+    )
+    return next(iter(padded), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edge:
+    """A module at an end of a message, and its own text."""
+
+    name: str
+    text: str
+
+
+def _modules(nodes: Iterable[SchemaNode]) -> Iterator[_Edge]:
+    for node in nodes:
+        for module in node.members if isinstance(node, Union) else (node,):
+            if isinstance(module, Module):
+                texts = (child.text for child in module.children if isinstance(child, Text))
+                yield _Edge(module.name, "".join(texts))
 
 
 def is_open(schema: Schema) -> bool:

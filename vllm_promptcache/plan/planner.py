@@ -17,7 +17,7 @@ from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
 from vllm_promptcache.plan.gate import PolicyGate
-from vllm_promptcache.plan.messages import prompt_in_messages, system_text
+from vllm_promptcache.plan.messages import prompt_in_messages, system_text, untrimmed
 from vllm_promptcache.plan.new_tokens import NewText
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
@@ -153,6 +153,13 @@ class Planner:
         schema, layout = compiled.schema, compiled.layout
         if layout.fallback is not None:
             _logger.warning("Schema %s is served exactly: %s", schema.name, layout.fallback)
+        if layout.has_roles and (path := untrimmed(schema, compiled.tokenizer.roles)) is not None:
+            _logger.warning(
+                "Schema %s: the chat template trims messages, but not module %s, which ends one "
+                "with white space",
+                schema.name,
+                path,
+            )
         with self._lock:
             self._schemas = {**self._schemas, schema.name: compiled}
         return layout

@@ -100,7 +100,7 @@ class Variants:
         tokenizer = self._tokenizer.with_roles(around.roles, is_chat=around.is_chat)
         schema = compiled.schema
         if around.is_chat:
-            strips = around.roles.strips_system
+            strips = around.roles.strips("system")
             schema = with_system(schema_in_messages(schema), around.system, strips=strips)
         if schema is compiled.schema and _is_same(compiled, tokenizer):
             return replace(compiled, tokenizer=tokenizer)
