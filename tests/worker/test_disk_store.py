@@ -204,9 +204,9 @@ def test_what_waits_to_be_written_is_bounded_in_bytes(
     tmp_path: Path, store: DiskStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for one module, however large it is."""
+    monkeypatch.setattr(disk_store, "MAX_WRITE_BYTES", 2 * make_file().blocks.nbytes)
     is_free = Event()
     store._executor.submit(is_free.wait)
-    monkeypatch.setattr(disk_store, "MAX_WRITE_BYTES", 2 * make_file().blocks.nbytes)
     for number in range(5):
         store.write(make_file(bytes([number]) * 32))
     is_free.set()
