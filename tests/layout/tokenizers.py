@@ -246,5 +246,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: hugging_face(Tokenizer(models.WordLevel({"<unk>": 0, "1": 1}, unk_token="<unk>"))),
         "knows neither letters nor blanks",
     ),
+    "raises": (
+        lambda: hugging_face(Tokenizer(models.Unigram([("a", 0.0)]))),
+        "does not take every text",
+    ),
 }
 """Others, and what they do."""

@@ -10,6 +10,7 @@ from unicodedata import normalize
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.piecewise import Encode, Piecewise, PlacedText
+from vllm_promptcache.pml.diagnostics import shorten
 
 Decode: TypeAlias = Callable[[list[int]], str]
 
@@ -68,7 +69,11 @@ def find_piecewise(
     Raises:
         UnsupportedError: There is none; the message says what the tokenizer does.
     """
-    prober = _Prober(tokenize, decode, unknown_id)
+    try:
+        prober = _Prober(tokenize, decode, unknown_id)
+    # Tokenizers raise whatever they like; this one would do so in the middle of a request.
+    except Exception as error:
+        raise _refused(f"does not take every text ({shorten(str(error))})") from error
     if not prober.can_tell:
         raise _refused("knows neither letters nor blanks")
     as_it_is = Piecewise(tokenize)
