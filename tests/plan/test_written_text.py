@@ -56,7 +56,9 @@ def test_nothing_is_put_between_texts(kind: str, attributes: str) -> None:
 def test_any_module_may_come_first(kind: str) -> None:
     tokenizer = FAITHFUL[kind]()
     planner = planner_of(
-        tokenizer, '<module name="a">The note</module><module name="b">book</module>'
+        tokenizer,
+        '<module name="a">The note</module><module name="b">book</module>'
+        '<module name="c"> to</module>',
     )
     for prompt, text in (
         ("<a/>", "The note"),
@@ -64,6 +66,9 @@ def test_any_module_may_come_first(kind: str) -> None:
         ("<a/><b/>", "The notebook"),
         ("not<b/>", "notbook"),
         ("<b/>s", "books"),
+        ("<b/><c/>", "book to"),
+        ("<c/>", " to"),
+        (" so<b/>", " sobook"),
     ):
         plan = planner.plan(f'<prompt schema="s" xml:space="preserve">{prompt}</prompt>')
         token_ids = without_bos(tokenizer, read_ids(plan))
