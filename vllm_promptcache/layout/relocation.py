@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -42,6 +42,12 @@ class Shifts:
         """The shift of a position."""
         return self.shifts[bisect_right(self.starts, position) - 1]
 
+    def around(self, module: ModuleLayout) -> Shifts:
+        """The same as far as positions of a module are concerned, and the one before it."""
+        first, end = max(0, module.start - 1), module.end
+        low, high = bisect_right(self.starts, first), bisect_right(self.starts, end)
+        return Shifts((0, *self.starts[low:high]), (self.at(first), *self.shifts[low:high]))
+
     def moved(self, run: Run) -> Iterator[Run]:
         """Where the positions of a run go."""
         for start, end in self._pieces(run):
@@ -58,8 +64,8 @@ class Shifts:
         return num_positions
 
     def _pieces(self, run: Run) -> Iterator[tuple[int, int]]:
-        bounds = (start for start in self.starts if run.start < start < run.end)
-        edges = [run.start, *bounds, run.end]
+        low, high = bisect_right(self.starts, run.start), bisect_left(self.starts, run.end)
+        edges = [run.start, *self.starts[low:high], run.end]
         yield from pairwise(edges)
 
 

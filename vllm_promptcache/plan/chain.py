@@ -109,13 +109,15 @@ def _cut(pieces: Sequence[Piece], block_size: int) -> list[list[Piece]]:
     """
     links: list[list[Piece]] = []
     link: list[Piece] = []
+    link_len = 0
     for piece, following in zip_longest(pieces, pieces[1:]):
         link.append(piece)
+        link_len += piece.num_tokens
         is_end = following is None or following.module.path != piece.module.path
         shortest = block_size << len(links) // LINKS_PER_LENGTH
-        if is_end and sum(part.num_tokens for part in link) >= shortest:
+        if is_end and link_len >= shortest:
             links.append(link)
-            link = []
+            link, link_len = [], 0
     return links
 
 

@@ -59,14 +59,17 @@ def placed_runs(kept_position_runs: Iterable[Run], kept: Iterable[Run]) -> Itera
         kept_position_runs: Position ids of all its kept tokens.
         kept: Indexes of those that are wanted, ascending.
     """
-    positions = tuple(kept_position_runs)
+    positions = iter(kept_position_runs)
+    # Indexes of the tokens in the run of positions that was reached.
+    first, at = 0, Run(0, 0)
     for run in kept:
-        first = 0
-        for at in positions:
-            start, end = max(run.start, first), min(run.end, first + at.num_tokens)
-            if start < end:
-                yield Run(start, end - start), at.start + start - first
-            first += at.num_tokens
+        start = run.start
+        while start < run.end:
+            while first + at.num_tokens <= start:
+                first, at = first + at.num_tokens, next(positions)
+            end = min(run.end, first + at.num_tokens)
+            yield Run(start, end - start), at.start + start - first
+            start = end
 
 
 def inner_runs(spans: Iterable[PlacedSpan], position_runs: Iterable[Run]) -> list[Run]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.chain import Chain, ChainPolicy
-from vllm_promptcache.plan.pieces import Piece
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired
 from vllm_promptcache.plan.runs import subtract_runs
@@ -125,7 +125,10 @@ class ReuseChooser:
     ) -> Reuse:
         """Modules before `end` behind each other; what lies behind it is computed again."""
         chain = Chain.of(self.layout, members, policy, block_size=self.block_size, end=end)
-        repeated = [tokens for module in members for tokens in _without(module, chain.pieces)]
+        used = defaultdict(list)
+        for piece in chain.pieces:
+            used[piece.module.path].append(piece.kept)
+        repeated = [tokens for module in members for tokens in _without(module, used[module.path])]
         return Reuse([PlannedModule.first(m, m.num_kept_tokens) for m in chain.modules], repeated)
 
     def _with_logits(self, reuse: Reuse) -> Reuse:
@@ -140,10 +143,9 @@ class ReuseChooser:
         return Reuse(modules, [*reuse.repeated, *repeated_tokens(last.layout, hole)])
 
 
-def _without(module: ModuleLayout, used: Iterable[Piece]) -> Iterator[NewTokens]:
-    """The kept tokens of a module that are in none of some pieces."""
-    runs = [piece.kept for piece in used if piece.module.path == module.path]
-    return repeated_tokens(module, subtract_runs([Run(0, module.num_kept_tokens)], runs))
+def _without(module: ModuleLayout, used: Iterable[Run]) -> Iterator[NewTokens]:
+    """The kept tokens of a module that are in none of some ascending runs."""
+    return repeated_tokens(module, subtract_runs([Run(0, module.num_kept_tokens)], used))
 
 
 def _num_tokens(new: Iterable[NewTokens]) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import NamedTuple
 
 from vllm_promptcache.layout.relocation import Shifts, relocated
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.plan.moves import Moves
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
 
 _start = attrgetter("start")
@@ -30,60 +32,74 @@ def place_in_gaps(
         placer.place(group, num_tokens(group))
     if placer.moves:
         shifts = Shifts.of(placer.moves)
-        modules = (relocated(m, shifts, placer.end_of(m)) for m in resolved.modules)
+        modules = (relocated(m, shifts.around(m), placer.end_of(m)) for m in resolved.modules)
         resolved = resolved.with_modules(modules)
     return resolved, placer.starts
 
 
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """Positions that are not free.
-
-    Attributes:
-        start: The first one.
-        end: One past the last one.
-        owner: The module whose they are; None for new text.
-        origin: Where the schema has them; None for new text.
-    """
+class _ModuleRun(NamedTuple):
+    """Positions of a schema that an imported module takes."""
 
     start: int
     end: int
-    owner: ModuleLayout | None = None
-    origin: int | None = None
+    owner: int
 
-    def shifted(self, distance: int) -> _Taken:
-        return replace(self, start=self.start + distance, end=self.end + distance)
+
+@dataclass(slots=True)
+class _Text:
+    """New text that has been placed.
+
+    Attributes:
+        slot: How many module runs lie before it, which never changes.
+        start: Its first position, less what has moved its slot.
+        num_tokens: Positions that it takes. Text of none moves along with what lies before it.
+    """
+
+    slot: int
+    start: int
+    num_tokens: int
 
 
 @dataclass(slots=True)
 class TextPlacer:
     """Places new text between imports where the schema leaves positions free, or makes room.
 
+    Text lies in the slots between two module runs. Whatever moves is moved with all behind it, so
+    that runs and text keep their order: how far a run or a slot has moved is a sum of the moves
+    before it, see `Moves`.
+
     Attributes:
         layout: The prompt's schema.
-        taken: Positions of imported modules' own tokens, parameters included, and of the text
-            placed so far; ascending.
-        text_ends: Where text inside of a module's import ends, by the module's index.
-        starts: Where each group placed so far begins.
-        moves: What was moved to make room: `(start, distance)` of all that the schema has from
-            `start` on.
+        runs: Positions of imported modules' own tokens, parameters included; ascending.
+        moves: What was moved to make room, by run.
+        slots: The text placed so far by slot, in the order of its positions.
+        texts: The same in the order in which it was placed.
+        text_ends: The text that ends last inside of a module's import, and how many positions
+            behind its start, by the module's index.
     """
 
     layout: SchemaLayout
-    taken: list[_Taken]
-    text_ends: dict[int, int] = field(default_factory=dict)
-    starts: list[int] = field(default_factory=list)
-    moves: list[tuple[int, int]] = field(default_factory=list)
+    runs: list[_ModuleRun]
+    moves: Moves
+    slots: dict[int, list[_Text]] = field(default_factory=dict)
+    texts: list[_Text] = field(default_factory=list)
+    text_ends: dict[int, tuple[_Text, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layout: SchemaLayout, modules: Iterable[ModuleLayout]) -> TextPlacer:
         """Starts with the positions that the imported modules take."""
-        taken = [
-            _Taken(run.start, run.end, module, run.start)
+        runs = [
+            _ModuleRun(run.start, run.end, module.index)
             for module in modules
             for run in module.position_runs
         ]
-        return cls(layout, sorted(taken, key=_start))
+        runs.sort()
+        return cls(layout, runs, Moves([run.start for run in runs]))
+
+    @property
+    def starts(self) -> list[int]:
+        """Where each group placed so far begins."""
+        return [self._now(text) for text in self.texts]
 
     def place(self, group: TextGroup, num_tokens: int) -> None:
         """Takes positions for a group of texts.
@@ -97,58 +113,95 @@ class TextPlacer:
         if group.after is not None:
             position = self._behind(group.after)
         else:
-            before = group.before
-            limit = self.end_of(group.scope) if before is None else self._now(before.start)
-            position = max(self._now(group.scope.start), self._last_end(limit))
+            position = max(self.moves.now(group.scope.start), self._last_end(group))
         self._make_room(position, num_tokens)
-        self.starts.append(position)
-        if num_tokens:
-            insort(self.taken, _Taken(position, position + num_tokens), key=_start)
+        text = self._add(position, num_tokens)
+        self.texts.append(text)
+        # Where no token is, the one before counts: the end moves along with that.
+        last = (text, num_tokens) if num_tokens else (self._add(position - 1, 0), 1)
         for module in (*self.layout.ancestors(group.scope), group.scope):
-            end = max(self.text_ends.get(module.index, 0), position + num_tokens)
-            self.text_ends[module.index] = end
+            if position + num_tokens > self._text_end(module):
+                self.text_ends[module.index] = last
 
     def end_of(self, module: ModuleLayout) -> int:
         """One past the last position of a module's extent, as it is now."""
-        return max(self._now(module.start), self._now(module.end - 1) + 1)
+        return max(self.moves.now(module.start), self.moves.now(module.end - 1) + 1)
+
+    def _text_end(self, module: ModuleLayout) -> int:
+        if (found := self.text_ends.get(module.index)) is None:
+            return 0
+        text, num_behind = found
+        return self._now(text) + num_behind
+
+    def _now(self, text: _Text) -> int:
+        return text.start + self.moves.before(text.slot)
 
     def _behind(self, module: ModuleLayout) -> int:
-        position = max(self.end_of(module), self.text_ends.get(module.index, 0))
+        position = max(self.end_of(module), self._text_end(module))
         around = {ancestor.index for ancestor in self.layout.ancestors(module)}
-        for taken in self.taken[self._index(position) :]:
-            is_around = taken.owner is None or taken.owner.index in around
-            if taken.start > position or not is_around:
+        slot = self.moves.num_until(position)
+        if slot and self.runs[slot - 1].owner in around:
+            position = max(position, self._run_end(slot - 1))
+        while True:
+            position = self._behind_texts(slot, position)
+            if slot == len(self.runs):
+                return position
+            run = self.runs[slot]
+            if self.moves.now(run.start) > position or run.owner not in around:
+                return position
+            position = max(position, self._run_end(slot))
+            slot += 1
+
+    def _behind_texts(self, slot: int, position: int) -> int:
+        """The first free position from `position` on, as far as the text of a slot takes some."""
+        moved = self.moves.before(slot)
+        for text in self.slots.get(slot, ()):
+            if text.start + moved > position:
                 break
-            position = max(position, taken.end)
+            position = max(position, text.start + moved + text.num_tokens)
         return position
 
-    def _last_end(self, limit: int) -> int:
-        index = bisect_left(self.taken, limit, key=_start)
-        return self.taken[index - 1].end if index else 0
+    def _run_end(self, index: int) -> int:
+        run = self.runs[index]
+        return self.moves.now(run.start) + run.end - run.start
 
-    def _index(self, position: int) -> int:
-        """Index of the entry that holds `position`, else of the next one behind it."""
-        index = bisect_right(self.taken, position, key=_start)
-        return index - 1 if index and self.taken[index - 1].end > position else index
-
-    def _now(self, position: int) -> int:
-        """Where a position of the schema is now."""
-        return position + sum(distance for start, distance in self.moves if start <= position)
+    def _last_end(self, group: TextGroup) -> int:
+        """Where that ends which lies last before the import behind a group, else in its scope."""
+        if (before := group.before) is not None:
+            limit, now = before.start, self.moves.now(before.start)
+        else:
+            limit, now = group.scope.end, self.end_of(group.scope)
+        slot = bisect_left(self.runs, (limit,))
+        moved = self.moves.before(slot)
+        for text in reversed(self.slots.get(slot, ())):
+            if text.num_tokens and text.start + moved < now:
+                return text.start + moved + text.num_tokens
+        return self._run_end(slot - 1) if slot else 0
 
     def _make_room(self, position: int, num_tokens: int) -> None:
         """Moves what begins at `position` or less than `num_tokens` behind it."""
-        index = self._index(position)
-        if index == len(self.taken):
+        slot = self.moves.num_until(position - 1)
+        texts, moved = self.slots.get(slot, []), self.moves.before(slot)
+        first = bisect_left(texts, position - moved, key=_start)
+        behind = [at for at in range(first, len(texts)) if texts[at].num_tokens][:1]
+        if behind:
+            start = texts[behind[0]].start + moved
+        elif slot < len(self.runs):
+            start = self.moves.now(self.runs[slot].start)
+        else:
             return
-        start = self.taken[index].start
-        assert start >= position, "text never starts within a run of tokens"
-        distance = num_tokens - (start - position)
-        if distance <= 0:
+        if (distance := num_tokens - (start - position)) <= 0:
             return
-        origins = (t.origin for t in self.taken[index:] if t.origin is not None)
-        if (origin := next(origins, None)) is not None:
-            self.moves.append((origin, distance))
-        self.taken[index:] = [taken.shifted(distance) for taken in self.taken[index:]]
-        self.starts = [s + distance if s >= start else s for s in self.starts]
-        ends = self.text_ends.items()
-        self.text_ends = {m: end + distance if end > start else end for m, end in ends}
+        for text in texts[behind[0] :] if behind else ():
+            text.start += distance
+        if slot < len(self.runs):
+            self.moves.add(slot, distance)
+
+    def _add(self, position: int, num_tokens: int) -> _Text:
+        slot = self.moves.num_until(position)
+        text = _Text(slot, position - self.moves.before(slot), num_tokens)
+        texts = self.slots.setdefault(slot, [])
+        # Text without tokens comes behind what starts where it is.
+        place = bisect_left if num_tokens else bisect_right
+        texts.insert(place(texts, text.start, key=_start), text)
+        return text
