@@ -25,8 +25,8 @@ from vllm_promptcache.plan.resolve import quote_some
 from vllm_promptcache.plan.variants import Compiled, Surroundings, Variants
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (
-    DEFAULT_LIMITS,
     NO_REPAIR,
+    PROMPT_LIMITS,
     Limits,
     Prompt,
     PromptNode,
@@ -84,7 +84,7 @@ class Planner:
         default_repair: Repair = NO_REPAIR,
         gate: PolicyGate | None = None,
         promotes: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: Limits = PROMPT_LIMITS,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len

@@ -36,13 +36,20 @@ from vllm_promptcache.pml.attributes import (
 )
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
-from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits, code_point, size_bytes
+from vllm_promptcache.pml.source import (
+    DEFAULT_LIMITS,
+    PROMPT_LIMITS,
+    Limits,
+    code_point,
+    size_bytes,
+)
 from vllm_promptcache.pml.validate import validate_schema
 
 __all__ = [
     "DEFAULT_LIMITS",
     "DURATION_HINT",
     "NO_REPAIR",
+    "PROMPT_LIMITS",
     "REPAIR_HINT",
     "RESERVED_NAMES",
     "Argument",

@@ -8,7 +8,13 @@ from vllm_promptcache.pml.files import FileReader
 from vllm_promptcache.pml.markup import read_markup
 from vllm_promptcache.pml.prompt import PromptBuilder
 from vllm_promptcache.pml.schema import SchemaBuilder
-from vllm_promptcache.pml.source import DEFAULT_LIMITS, Limits, read_source, size_bytes
+from vllm_promptcache.pml.source import (
+    DEFAULT_LIMITS,
+    PROMPT_LIMITS,
+    Limits,
+    read_source,
+    size_bytes,
+)
 from vllm_promptcache.pml.validate import validate_schema
 
 # Atomic groups keep these linear, however many comments or attributes a plain string begins with.
@@ -66,7 +72,7 @@ def parse_schema(
     return schema
 
 
-def parse_prompt(text: str, *, name: str = "<prompt>", limits: Limits = DEFAULT_LIMITS) -> Prompt:
+def parse_prompt(text: str, *, name: str = "<prompt>", limits: Limits = PROMPT_LIMITS) -> Prompt:
     """Parses a prompt; whether it fits its schema is checked by the planner.
 
     Args:

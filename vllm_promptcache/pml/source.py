@@ -14,7 +14,8 @@ class Limits:
         max_document_bytes: Size in UTF-8; a schema counts together with its `src` files.
         max_depth: Nesting of elements; must stay well below Python's recursion limit.
         max_modules: Modules that are defined or imported.
-        max_nodes: Elements together with pieces of text, and just as many attributes.
+        max_nodes: Elements together with pieces of text, and just as many attributes. Comments
+            part pieces of text, so it bounds them as well.
     """
 
     max_document_bytes: int = 8 * 2**20
@@ -24,6 +25,9 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+# A node takes some 30 to 60 us to read and to plan, and anyone may send a prompt.
+PROMPT_LIMITS = Limits(max_modules=2_048, max_nodes=4_096)
 
 
 def read_source(text: str, name: str, limits: Limits) -> Source:
