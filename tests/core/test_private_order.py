@@ -31,7 +31,8 @@ CUT = ModuleSpan(A.key, 10, (Run(0, 5), Run(5, 5)))
 INTERLEAVING = Interleaving(
     tails=(Run(0, 1), Run(3, 3), Run(6, 2), Run(12, 1), Run(8, 2)),
     new=(Run(1, 2), Run(10, 2)),
-    groups=(InnerTokens(2, (Run(0, 1),)), InnerTokens(2, (Run(0, 1), Run(3, 1)))),
+    groups=(InnerTokens(2, 1), InnerTokens(2, 2)),
+    blocks=(Run(0, 1), Run(3, 1)),
 )
 NEW_RUNS = (Run(5, 2), Run(18, 2), Run(29, 5))
 SEQUENCE = SequencePlan((CUT, span(C), span(B)), NEW_RUNS, INTERLEAVING)
@@ -70,9 +71,16 @@ def chunks(size):
     return [(start, min(size, NUM_TOKENS - start)) for start in starts]
 
 
+def blocks_of(row):
+    """Indexes of the blocks that a row sees."""
+    shared = [block for run in ORDER.blocks for block in range(run.start, run.end)]
+    shared = list(range(NUM_SHARED)) if row.num_shared is None else shared[: row.num_shared]
+    return [*shared, *range(row.private.start, row.private.end)]
+
+
 def seen_by(row):
     """For each token of a row the positions that it sees."""
-    blocks = [block for run in row.blocks for block in range(run.start, run.end)]
+    blocks = blocks_of(row)
     slots = [b * BLOCK_SIZE + slot for b in blocks for slot in range(BLOCK_SIZE)]
     for num_hidden in reversed(range(row.num_tokens)):
         yield [SLOTS[slot] for slot in slots[: row.num_visible - num_hidden]]
@@ -118,9 +126,9 @@ def test_new_tokens_see_what_lies_before_them_however_a_prefill_is_cut(chunk):
     for start, num_tokens in chunks(chunk):
         rows = ORDER.rows(start, num_tokens)
         if start >= END:
-            assert rows == ()
+            assert rows is None
             continue
-        seen = [positions for row in rows for positions in seen_by(row)]
+        seen = [positions for row in rows.rows for positions in seen_by(row)]
         new = NEW[start - NUM_CACHED :][:num_tokens]
         assert len(seen) == num_tokens
         for position, positions in zip(new, seen, strict=True):
@@ -130,8 +138,10 @@ def test_new_tokens_see_what_lies_before_them_however_a_prefill_is_cut(chunk):
 @chunked
 def test_rows_see_whole_blocks_but_for_the_last(chunk):
     for start, num_tokens in chunks(chunk):
-        for row in ORDER.rows(start, num_tokens):
-            num_blocks = sum(run.num_tokens for run in row.blocks)
+        if (rows := ORDER.rows(start, num_tokens)) is None:
+            continue
+        for row in rows.rows:
+            num_blocks = len(blocks_of(row))
             assert row.num_tokens > 0
             assert (num_blocks - 1) * BLOCK_SIZE < row.num_visible <= num_blocks * BLOCK_SIZE
 
@@ -152,14 +162,22 @@ def test_generated_tokens_are_as_vllm_has_them():
     assert (ORDER.end, ORDER.num_new_tokens) == (END, NUM_INNER)
     assert ORDER.slots.slices(NUM_TOKENS, 3) == ((3, 0),)
     for start in range(END, NUM_TOKENS + 3):
-        assert ORDER.rows(start, 1) == ()
+        assert ORDER.rows(start, 1) is None
 
 
 def test_one_step_has_a_row_for_each_group_and_one_for_the_rest():
-    rows = ORDER.rows(NUM_CACHED, NUM_NEW)
+    rows = ORDER.rows(NUM_CACHED, NUM_NEW).rows
     assert [(row.num_tokens, row.num_visible) for row in rows] == [(2, 7), (2, 20), (5, 34)]
-    assert rows[1].blocks == (Run(0, 1), Run(3, 1), Run(4, 3))
-    assert rows[2].blocks == (Run(0, 9),)
+    assert blocks_of(rows[1]) == [0, 3, 4, 5, 6]
+    assert blocks_of(rows[2]) == list(range(9))
+
+
+@chunked
+def test_as_many_rows_are_expected_as_there_may_be(chunk):
+    for start, _ in chunks(chunk):
+        rows = ORDER.rows(start, NUM_TOKENS - start)
+        assert ORDER.max_num_rows(start) == (1 if rows is None else len(rows.rows))
+    assert ORDER.max_num_rows(0) == ORDER.max_num_rows(NUM_CACHED) == 3
 
 
 def test_new_tokens_behind_all_modules_need_no_order():
@@ -248,7 +266,7 @@ def other_interleaving(**changes):
         {"inner": (0, 2, 3, 4)},
         {"sequence": other_sequence(position_runs=(Run(4, 2), *NEW_RUNS[1:]))},
         {"sequence": other_sequence(interleaving=None)},
-        {"sequence": other_interleaving(groups=(InnerTokens(2, ()), INTERLEAVING.groups[1]))},
+        {"sequence": other_interleaving(groups=(InnerTokens(2, 0), INTERLEAVING.groups[1]))},
         {"sequence": other_interleaving(new=(Run(1, 2), Run(8, 2)), tails=OTHER_TAILS)},
     ],
     ids=["last token", "first token", "positions", "no order", "visible blocks", "slots"],
@@ -351,9 +369,12 @@ def test_a_plan_keeps_its_interleaving():
         ({"tails": (), "new": (), "groups": ()}, "gaps"),
         ({"new": INTERLEAVING.new[:1], "tails": TAILS_OF_ONE_GROUP}, "lack places"),
         ({"groups": INTERLEAVING.groups[:1]}, "lack places"),
-        ({"groups": (InnerTokens(1, ()), InnerTokens(3, ()))}, "lack places"),
-        ({"groups": (InnerTokens(2, (Run(0, 0),)), INTERLEAVING.groups[1])}, "ascending"),
-        ({"groups": (InnerTokens(2, (Run(1, 1), Run(0, 1))), INTERLEAVING.groups[1])}, "ascending"),
+        ({"groups": (InnerTokens(1, 1), InnerTokens(3, 2))}, "lack places"),
+        ({"groups": (InnerTokens(2, 1), InnerTokens(2, 3))}, "bad visible blocks"),
+        ({"groups": (InnerTokens(2, 2), InnerTokens(2, 1))}, "bad visible blocks"),
+        ({"groups": (InnerTokens(2, -1), InnerTokens(2, 2))}, "bad visible blocks"),
+        ({"blocks": (Run(0, 2), Run(3, 0))}, "ascending"),
+        ({"blocks": (Run(0, 1), Run(0, 1))}, "ascending"),
     ],
 )
 def test_malformed_interleavings_are_refused(changes, message):

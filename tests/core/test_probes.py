@@ -101,8 +101,9 @@ def test_the_most_attended_chunks_are_computed_in_their_place() -> None:
     order = [*range(8), *range(20, 36), *range(52, 60), *range(60, 76), 8, 76]
     assert modular.request.prompt_token_ids == [*order, *range(36, 52), 1000, 1001, 1002]
     assert modular.request.all_token_ids[:3] == [0, 1, 2]
-    (group,) = modular.sequence.interleaving.groups
-    assert group.visible == (Run(0, 6),)  # of A and the begin of B
+    interleaving = modular.sequence.interleaving
+    assert interleaving.blocks == (Run(0, 6),)  # of A and the begin of B
+    assert [group.num_visible for group in interleaving.groups] == [6]
     assert not engine.residency.holds_back(modular.request)
     assert len(modular.request.block_hashes) == modular.request.num_tokens // 4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.private_order import AttentionRow, AttentionRows
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.worker.attention_rows import RowSplit
 
@@ -23,10 +23,13 @@ POSITIONS = [
     [*range(9)],
 ]
 NEW = [[5], [5, 6, 8, 13, 14, 15], [5, 6, 7, 8]]
-ROWS = (
-    AttentionRow(2, (Run(0, 1), Run(2, 1)), 7),
-    AttentionRow(1, (Run(0, 1), Run(2, 2)), 9),
-    AttentionRow(3, (Run(0, 4),), 16),
+ROWS = AttentionRows(
+    (
+        AttentionRow(2, 1, Run(2, 1), 7),
+        AttentionRow(1, 1, Run(2, 2), 9),
+        AttentionRow(3, None, Run(2, 2), 16),
+    ),
+    (Run(0, 1), Run(1, 1)),
 )
 SPLIT = RowSplit({1: ROWS})
 NUM_TOKENS = sum(QUERY_LENS)
@@ -141,8 +144,8 @@ def test_what_is_worked_out_for_rows_is_not_for_requests():
 
 
 def test_several_requests_are_split():
-    rows = {2: (AttentionRow(1, (Run(1, 1),), 2), AttentionRow(3, (Run(0, 3),), 9)), 1: ROWS}
-    split = RowSplit(rows).apply(batch_of(num_padding=1), 1)
+    rows = (AttentionRow(1, 0, Run(1, 1), 2), AttentionRow(3, None, Run(1, 2), 9))
+    split = RowSplit({2: AttentionRows(rows, ()), 1: ROWS}).apply(batch_of(num_padding=1), 1)
     assert split.query_start_loc.tolist() == [0, 1, 3, 4, 7, 8, 11, 11]
     assert split.seq_lens.tolist() == [6, 7, 9, 16, 2, 9, 0]
     starts = [row[:3].tolist() for row in split.block_table_tensor[1:6]]
@@ -154,7 +157,8 @@ def test_a_request_may_take_one_row():
     """All that it computes in the step lies between the same tokens of modules."""
     batch = batch_of()
     before = values_of(batch)
-    split = RowSplit({2: (AttentionRow(4, (Run(0, 1), Run(2, 1)), 7),)}).apply(batch, 1)
+    rows = AttentionRows((AttentionRow(4, 1, Run(2, 1), 7),), (Run(0, 1),))
+    split = RowSplit({2: rows}).apply(batch, 1)
     assert split.query_start_loc.tolist() == [0, 1, 7, 11]
     assert split.seq_lens.tolist() == split.seq_lens_cpu_upper_bound.tolist() == [6, 16, 7]
     assert split.block_table_tensor[2, :2].tolist() == [2, 8]

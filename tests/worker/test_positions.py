@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.private_order import AttentionRow, AttentionRows
 from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.worker.attention_rows import RowSplit
@@ -47,8 +47,9 @@ def test_slots_come_from_indexes_and_positions_follow():
             block_table=SimpleNamespace(compute_slot_mapping=compute_slot_mapping),
         ),
     )
-    rows = (AttentionRow(1, (Run(0, 1),), 3), AttentionRow(2, (Run(0, 2),), 8))
-    others = (AttentionRow(2, (Run(0, 3),), 9),)
+    two = (AttentionRow(1, 0, Run(0, 1), 3), AttentionRow(2, None, Run(0, 2), 8))
+    rows = AttentionRows(two, ())
+    others = AttentionRows((AttentionRow(2, None, Run(0, 3), 9),), ())
     step = StepMetadata(
         position_offsets=[("modular", ((2, -40), (1, 1000))), ("other", ((2, 200),))],
         slot_offsets=[("modular", ((1, -30), (2, 3))), ("other", ((1, 0), (1, -1)))],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 from vllm_promptcache.plan.sequence import InnerTokens, Run, SequencePlan
 
@@ -51,14 +52,31 @@ class AttentionRow:
 
     Attributes:
         num_tokens: How many there are.
-        blocks: Runs of indexes in the request's block table: the blocks that they see.
+        num_shared: Shared blocks that they see: the first ones of `AttentionRows.blocks`, None for
+            all.
+        private: The other blocks that they see.
         num_visible: Tokens in these blocks that the last of them sees; all blocks but the last one
             are full.
     """
 
     num_tokens: int
-    blocks: tuple[Run, ...]
+    num_shared: int | None
+    private: Run
     num_visible: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRows:
+    """All tokens that a request computes in a step, and what they see.
+
+    Attributes:
+        rows: The tokens.
+        blocks: Runs of indexes in the request's block table: shared blocks, in the order in which
+            tokens come to see them.
+    """
+
+    rows: tuple[AttentionRow, ...]
+    blocks: tuple[Run, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +91,7 @@ class PrivateOrder:
         block_size: Tokens a block.
         num_shared_blocks: Blocks before the private ones.
         groups: These tokens with what they see and the index of the first one's slot.
+        blocks: Shared blocks in the order in which these tokens come to see them.
     """
 
     tails: tuple[Run, ...]
@@ -82,6 +101,7 @@ class PrivateOrder:
     block_size: int
     num_shared_blocks: int
     groups: tuple[tuple[InnerTokens, int], ...]
+    blocks: tuple[Run, ...]
 
     @classmethod
     def of(
@@ -102,6 +122,7 @@ class PrivateOrder:
             block_size=block_size,
             num_shared_blocks=num_shared_blocks,
             groups=tuple(zip(found.groups, (run.start for run in inner), strict=True)),
+            blocks=found.blocks,
         )
 
     @property
@@ -109,16 +130,24 @@ class PrivateOrder:
         """Index of the first token behind which no module's lies."""
         return self.first + self.num_new_tokens
 
-    def rows(self, start: int, num_tokens: int) -> tuple[AttentionRow, ...]:
-        """What the tokens `[start, start + num_tokens)` see; empty if that is all before each."""
+    def rows(self, start: int, num_tokens: int) -> AttentionRows | None:
+        """What the tokens `[start, start + num_tokens)` see; None if that is all before each."""
         if start >= self.end:
-            return ()
+            return None
         stop = start + num_tokens
         rows = list(self._inner_rows(start, stop))
         if stop > self.end:
-            blocks = Run(0, -(-stop // self.block_size))
-            rows.append(AttentionRow(stop - max(start, self.end), (blocks,), stop))
-        return tuple(rows)
+            first = self.num_shared_blocks
+            private = Run(first, -(-stop // self.block_size) - first)
+            rows.append(AttentionRow(stop - max(start, self.end), None, private, stop))
+        return AttentionRows(tuple(rows), self.blocks)
+
+    def max_num_rows(self, start: int) -> int:
+        """Rows that the tokens from `start` on take, all in one step."""
+        if start >= self.end:
+            return 1
+        ends = accumulate((group.num_tokens for group, _ in self.groups), initial=self.first)
+        return 1 + sum(end > start for end in islice(ends, 1, None))
 
     def _inner_rows(self, start: int, stop: int) -> Iterator[AttentionRow]:
         index = self.first
@@ -132,5 +161,5 @@ class PrivateOrder:
         size, first = self.block_size, self.num_shared_blocks
         num_private = slot_end - first * size
         private = Run(first, -(-num_private // size))
-        num_shared = sum(run.num_tokens for run in group.visible)
-        return AttentionRow(num_tokens, (*group.visible, private), num_shared * size + num_private)
+        num_visible = group.num_visible * size + num_private
+        return AttentionRow(num_tokens, group.num_visible, private, num_visible)

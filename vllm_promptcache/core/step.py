@@ -13,7 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorMetadata
 
-from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.private_order import AttentionRows
 from vllm_promptcache.core.slots import SlotCopy, Slots
 from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import StoredModule
@@ -108,7 +108,7 @@ class StepMetadata(KVConnectorMetadata):
     loads: SlotCopy | None = None
     position_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
     slot_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
-    rows: list[tuple[str, tuple[AttentionRow, ...]]] = field(default_factory=list)
+    rows: list[tuple[str, AttentionRows]] = field(default_factory=list)
     observed: list[ObservedRequest] = field(default_factory=list)
     stores: SlotCopy | None = None
     encoded: list[ModuleBlocks] = field(default_factory=list)

@@ -28,7 +28,7 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 
 
 class ExactPlan(msgspec.Struct, frozen=True, array_like=True):
@@ -196,8 +196,10 @@ def _check_interleaving(interleaving: Interleaving, num_new_tokens: int) -> None
     sizes = [run.num_tokens for run in new], [group.num_tokens for group in groups]
     _require(sizes[0] == sizes[1], "new tokens between modules lack places")
     _require(interleaving.num_new_tokens < num_new_tokens, "no new token is the last")
-    for group in groups:
-        _check_runs(group.visible)
+    seen = [0, *(group.num_visible for group in groups)]
+    num_blocks = sum(run.num_tokens for run in interleaving.blocks)
+    _require(sorted(seen) == seen and seen[-1] == num_blocks, "bad visible blocks")
+    _check_runs(sorted(interleaving.blocks, key=attrgetter("start")))
 
 
 def _check_spans(spans: Iterable[ModuleSpan]) -> None:

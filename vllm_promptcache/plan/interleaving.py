@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
+from itertools import accumulate
 from typing import TypeAlias
 
 from vllm_promptcache.plan.runs import merge_runs
@@ -104,9 +104,9 @@ def interleave(
             if num := part.num_full_blocks(block_size):
                 blocks.append((num_before, Run(num_blocks, num)))
                 num_blocks += num
-    visible = _visible(blocks, len(inner))
-    groups = (InnerTokens(run.num_tokens, seen) for run, seen in zip(inner, visible, strict=True))
-    return Interleaving(*_private_order(tails, inner), tuple(groups))
+    seen, num_visible = _visible(blocks, len(inner))
+    groups = (InnerTokens(run.num_tokens, n) for run, n in zip(inner, num_visible, strict=True))
+    return Interleaving(*_private_order(tails, inner), tuple(groups), seen)
 
 
 def _cut_runs(placed: PlacedSpan, breaks: Sequence[int]) -> Iterator[tuple[Run, int]]:
@@ -116,16 +116,21 @@ def _cut_runs(placed: PlacedSpan, breaks: Sequence[int]) -> Iterator[tuple[Run, 
         yield run, bisect_right(breaks, starts[run.start])
 
 
-def _visible(blocks: Iterable[tuple[int, Run]], num_groups: int) -> Iterator[tuple[Run, ...]]:
-    """For each group the blocks before it; `blocks` has with each how many groups it is behind."""
-    new: dict[int, list[Run]] = {}
+def _visible(
+    blocks: Iterable[tuple[int, Run]], num_groups: int
+) -> tuple[tuple[Run, ...], list[int]]:
+    """The blocks that groups see in the order in which they come to, and how many each sees.
+
+    Args:
+        blocks: Runs of blocks, each with how many groups it is behind.
+        num_groups: How many groups there are.
+    """
+    new: list[list[Run]] = [[] for _ in range(num_groups)]
     for num_before, run in blocks:
-        new.setdefault(num_before, []).append(run)
-    visible: tuple[Run, ...] = ()
-    for index in range(num_groups):
-        if index in new:
-            visible = merge_runs(sorted((*visible, *new[index]), key=attrgetter("start")))
-        yield visible
+        if num_before < num_groups:
+            new[num_before].append(run)
+    num_new = (sum(run.num_tokens for run in runs) for runs in new)
+    return merge_runs(run for runs in new for run in runs), list(accumulate(num_new))
 
 
 def _private_order(

@@ -91,11 +91,11 @@ class InnerTokens(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Attributes:
         num_tokens: How many there are.
-        visible: Runs of shared blocks, by their index in the block table, that lie before them.
+        num_visible: Shared blocks that lie before them: the first ones of `Interleaving.blocks`.
     """
 
     num_tokens: int
-    visible: tuple[Run, ...]
+    num_visible: int
 
 
 class Interleaving(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,11 +108,14 @@ class Interleaving(msgspec.Struct, frozen=True, array_like=True, gc=False):
         tails: Where the tails lie, as indexes from the first private token on, in their order.
         new: The same for the tokens of all groups, in their order.
         groups: The new tokens that lie before a module's, ascending.
+        blocks: Runs of the shared blocks that lie before any of these, by their index in the block
+            table; in the order in which the groups come to see them.
     """
 
     tails: tuple[Run, ...]
     new: tuple[Run, ...]
     groups: tuple[InnerTokens, ...]
+    blocks: tuple[Run, ...]
 
     @property
     def num_new_tokens(self) -> int:

@@ -7,17 +7,17 @@ request may be several rows of one step, each with the blocks that lie before it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.core.private_order import AttentionRow
+from vllm_promptcache.core.private_order import AttentionRow, AttentionRows
 from vllm_promptcache.core.slots import ranges
+from vllm_promptcache.plan.sequence import Run
 
 Integers = npt.NDArray[np.int64]
 
@@ -40,7 +40,7 @@ class RowSplit:
         rows: By the number of a request in the batch, what its tokens see.
     """
 
-    rows: Mapping[int, Sequence[AttentionRow]]
+    rows: Mapping[int, AttentionRows]
 
     def apply(self, batch: CommonAttentionMetadata, blocks_each: int) -> CommonAttentionMetadata:
         """The same batch with more rows; does not mutate it.
@@ -70,7 +70,8 @@ class RowSplit:
         """For each new row the old one that it is of, and its tokens."""
         sources, lengths = [], []
         for source, length in enumerate(old_lengths.tolist()):
-            parts = [row.num_tokens for row in self.rows.get(source, ())] or [length]
+            split = self.rows.get(source)
+            parts = [length] if split is None else [row.num_tokens for row in split.rows]
             sources += [source] * len(parts)
             lengths += parts
         return np.array(sources), np.array(lengths)
@@ -95,21 +96,32 @@ class RowSplit:
     ) -> None:
         """Gives the rows of requests that are split their block tables and lengths."""
         numbers = [number for source in self.rows for number in np.flatnonzero(sources == source)]
-        rows = list(chain.from_iterable(self.rows.values()))
-        visible = torch.tensor([row.num_visible for row in rows], dtype=torch.int32)
+        num_visible = [row.num_visible for split in self.rows.values() for row in split.rows]
+        visible = torch.tensor(num_visible, dtype=torch.int32)
         for name in ("seq_lens", "seq_lens_cpu_upper_bound"):
             if (lengths := per_row.get(name)) is not None:
                 lengths[numbers] = visible.to(lengths.device, lengths.dtype)
         table = per_row["block_table_tensor"]
-        index = _block_indexes(rows, blocks_each, table.shape[1])
+        index = _block_indexes(self.rows.values(), blocks_each, table.shape[1])
         table[numbers] = table[numbers].gather(1, torch.from_numpy(index).to(table.device))
 
 
-def _block_indexes(rows: Sequence[AttentionRow], blocks_each: int, width: int) -> Integers:
+def _block_indexes(requests: Iterable[AttentionRows], blocks_each: int, width: int) -> Integers:
     """For each place in the block table of each row, where its block is in the request's."""
-    indexes = np.zeros((len(rows), width), dtype=np.int64)
-    for row, index in zip(rows, indexes, strict=True):
-        runs = ((r.start * blocks_each, r.num_tokens * blocks_each) for r in row.blocks)
-        blocks = ranges(runs)[:width]
-        index[: len(blocks)] = blocks
-    return indexes
+    parts = np.arange(blocks_each)
+    rows = []
+    for request in requests:
+        shared = ranges((run.start, run.num_tokens) for run in (*request.blocks, Run(0, 0)))
+        for row in request.rows:
+            blocks = _blocks(row, shared)
+            whole = (blocks[:, None] * blocks_each + parts).ravel()[:width]
+            rows.append(np.pad(whole, (0, width - len(whole))))
+    return np.stack(rows)
+
+
+def _blocks(row: AttentionRow, shared: Integers) -> Integers:
+    """Indexes of the blocks that a row sees, in the order of the request's block table."""
+    start, end = row.private.start, row.private.end
+    if row.num_shared is None:
+        return np.arange(end)
+    return np.concatenate((np.sort(shared[: row.num_shared]), np.arange(start, end)))
