@@ -8,10 +8,11 @@ for an engine that has prompt modules off.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.errors import UnsupportedError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.request import Request
 
 MODULE_HASH_PREFIX = b"prompt-module:"
@@ -220,6 +222,21 @@ def allocate_ahead(manager: KVCacheManager, num_ahead: Callable[[Request], int])
         return original(request, num_new_tokens, num_lookahead_tokens=lookahead, **options)
 
     wrap(manager, "allocate_slots", allocate_slots)
+
+
+@contextlib.contextmanager
+def limited_step(scheduler: Scheduler, num_tokens: int | None) -> Iterator[None]:
+    """Has the scheduler schedule so many tokens at most inside; None for as many as usual.
+
+    Can go when a connector can say how many tokens a step may have.
+    """
+    usual = scheduler.max_num_scheduled_tokens
+    if num_tokens is not None:
+        scheduler.max_num_scheduled_tokens = min(num_tokens, usual)
+    try:
+        yield
+    finally:
+        scheduler.max_num_scheduled_tokens = usual
 
 
 def reorder_prompt(request: Request, token_ids: list[int]) -> None:

@@ -108,6 +108,14 @@ def test_the_most_attended_chunks_are_computed_in_their_place() -> None:
     assert len(modular.request.block_hashes) == modular.request.num_tokens // 4
 
 
+def test_a_repair_that_takes_too_many_rows_of_attention_is_left_out() -> None:
+    engine = Engine(60)
+    engine.residency.probes.max_rows = 1
+    modular = probed(engine, 0, 1, 2, 40)
+    assert (modular.sequence, modular.attended) == (SEQUENCE, ())
+    assert not engine.residency.holds_back(modular.request)
+
+
 def test_a_later_turn_is_repaired_as_the_first_one() -> None:
     engine = Engine(60)
     first = probed(engine, 40)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from secrets import token_hex
 from statistics import median
@@ -20,6 +20,7 @@ import httpx
 
 from tests.engine.attack_cases import NUM_TOKENS, ROUTE, Attack, attacks
 from tests.engine.endpoints import PROMPT
+from tests.engine.planning_cases import GROUP, large_schemas, planning_attacks
 from tests.engine.watch import Watch, server_process
 from vllm_promptcache.entrypoints.schema_routes import ADMIN_HEADER
 
@@ -90,6 +91,20 @@ class Attacker:
             group = attack.group
             yield self.send(attack, honest)
         yield self._honest(group, honest)
+        yield from self._planning(honest)
+
+    def _planning(self, honest: str) -> Iterator[Result]:
+        """Prompts that are hard to plan, of schemas that are there for as long."""
+        (card,) = self._client.get("/v1/models").json()["data"]
+        max_model_len = card["max_model_len"]
+        schemas = large_schemas(max_model_len)
+        for name, schema in schemas.items():
+            self._client.put(f"{ROUTE}/{name}", json={"schema": schema}).raise_for_status()
+        for attack in planning_attacks(self._model, max_model_len):
+            yield self.send(attack, honest)
+        yield self._honest(GROUP, honest)
+        for name in schemas:
+            self._client.delete(f"{ROUTE}/{name}").raise_for_status()
 
     def send(self, attack: Attack, honest: str) -> Result:
         """Sends one attack; `honest` is the answer to `PROMPT`."""
@@ -214,6 +229,17 @@ def _message(answer: httpx.Response) -> str:
     return str(choices[0].get("text") or choices[0].get("message", {}).get("content"))
 
 
+def report_slowest(results: Iterable[Result]) -> str:
+    """A line that tells which prompt took longest to be planned or refused."""
+    planned = [result for result in results if result.group == GROUP]
+    slowest = max(planned, key=lambda result: result.watch.seconds)
+    stall = max(result.watch.stall_seconds for result in planned)
+    return (
+        f"{GROUP}: {slowest.watch.seconds:.2f} s at most ({slowest.name}), others were kept "
+        f"waiting for {stall:.2f} s at most"
+    )
+
+
 def report_tenants(found: dict[str, list[tuple[int, float]]]) -> Iterator[str]:
     """Lines that tell what tenants can see of each other."""
     for who, seen in found.items():
@@ -232,8 +258,11 @@ def main() -> None:
     parser.add_argument("--admin-key", required=True)
     args = parser.parse_args()
     attacker = Attacker(args.url, args.model, args.api_key, args.admin_key)
+    results = []
     for result in attacker.table():
         print(result, flush=True)
+        results.append(result)
+    print(report_slowest(results))
     for line in report_tenants(attacker.tenants()):
         print(line)
     for where, num in attacker.control_tokens().items():

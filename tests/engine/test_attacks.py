@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from tests.engine.attacks import Attacker, report_tenants
+from tests.engine.attacks import Attacker, report_slowest, report_tenants
 from tests.engine.server import MODEL_NAME, running_server
 from tests.engine.test_server import NOTES, SCHEMA
 
@@ -35,6 +35,7 @@ def test_attacks_are_refused_and_cost_little(
     results = list(attacker.table())
     with capsys.disabled():
         print("".join(f"\n{result}" for result in results))
+        print(report_slowest(results))
     log = (folder / "server.log").read_text(errors="replace")
     assert not [str(result) for result in results if not result.is_right]
     assert not [str(result) for result in results if not result.is_cheap]

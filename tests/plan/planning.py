@@ -8,6 +8,7 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner, PromptPlan
+from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.pml import parse_schema
 
 
@@ -21,6 +22,7 @@ class Prompts:
         block_size: Tokens in a KV cache block.
         max_model_len: Positions the model has.
         promotes: Whether plans say how they could be exact.
+        budgets: What a prompt may ask of the engine.
     """
 
     def __init__(
@@ -32,10 +34,15 @@ class Prompts:
         block_size: int = 4,
         max_model_len: int = 1000,
         promotes: bool = False,
+        budgets: Budgets = DEFAULT_BUDGETS,
     ) -> None:
         self.words = tokenizer or WordTokenizer(CHATML)
         self.planner = Planner(
-            self.words, max_model_len=max_model_len, block_size=block_size, promotes=promotes
+            self.words,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            promotes=promotes,
+            budgets=budgets,
         )
         schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
         self.layout = self.planner.add_schema(schema)

@@ -23,10 +23,12 @@ class Probes:
 
     Attributes:
         max_blocks: Blocks that one request may need; what would need more is not repaired.
+        max_rows: Rows of attention that one request may take; None for any number.
         memory: What was repaired in earlier prompts.
     """
 
     max_blocks: int
+    max_rows: int | None = None
     memory: RepairMemory = field(default_factory=RepairMemory)
     _by_asker: dict[str, ProbeRequest] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
@@ -100,6 +102,10 @@ class Probes:
         num_tokens = asker.request.num_tokens
         if repaired.sequence.num_blocks(num_tokens, asker.block_size) > self.max_blocks:
             self._leave_as_it_is(asker, "it would not fit the KV cache")
+            return
+        num_rows = repaired.sequence.num_attention_rows
+        if self.max_rows is not None and num_rows > self.max_rows:
+            self._leave_as_it_is(asker, f"it would take {num_rows} rows of attention")
             return
         asker.follow(repaired.sequence, repaired.span_numbers)
         reorder_prompt(asker.request, repaired.token_ids)

@@ -67,6 +67,7 @@ class ModuleResidency:
         promote_after: int = 0,
         max_promoted_share: float = 0.25,
         verify: bool = False,
+        max_rows: int | None = None,
     ) -> None:
         self.store = ModuleStore(block_pool)
         num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
@@ -87,7 +88,7 @@ class ModuleResidency:
         )
         self.prefetch = Prefetch(self.store, self.tiers, is_on=prefetches)
         self.encodes = Encodes(block_size)
-        self.probes = Probes(max_blocks=num_usable)
+        self.probes = Probes(max_blocks=num_usable, max_rows=max_rows)
         self.metrics = ModuleMetrics(self.store)
         self.adapters = Adapters()
         self.rejected: dict[str, str] = {}
@@ -96,6 +97,7 @@ class ModuleResidency:
         self._ended_internal: set[str] = set()
         self._pool = block_pool
         self._block_size = block_size
+        self._max_rows = max_rows
         self._requests: dict[str, ModularRequest] = {}
         self._admitted: list[ModularRequest] = []
 
@@ -137,6 +139,13 @@ class ModuleResidency:
             self.rejected[request.request_id] = str(error)
             return
         modular = self._make(request, plan)
+        num_rows = modular.sequence.num_attention_rows
+        if self._max_rows is not None and num_rows > self._max_rows:
+            self.rejected[request.request_id] = (
+                f"the prompt takes {num_rows} rows of attention, the engine {self._max_rows} "
+                "(max_num_seqs), and chunked prefill is off"
+            )
+            return
         if modular.attended:
             if modular.reads_private_blocks:
                 self.probes.recall(modular)

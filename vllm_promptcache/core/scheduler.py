@@ -20,6 +20,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache import compat
 from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.core.attention_budget import AttentionBudget
 from vllm_promptcache.core.integrity import check_integrity
 from vllm_promptcache.core.request import InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
@@ -46,9 +47,12 @@ class PromptModuleMixin(Scheduler):
         compat.after_reload_adapter(PromptModuleMixin.reloaded_adapter)
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
+        scheduling = self.scheduler_config
+        is_chunked = scheduling.enable_chunked_prefill
         self.residency = ModuleResidency(
             manager.block_pool,
             self.block_size,
+            max_rows=None if is_chunked else scheduling.max_num_seqs,
             max_pinned_share=config.max_pinned_share,
             evicts_by_value=config.eviction == "value",
             num_host_blocks=int(config.host_memory * 2**30 / self.block_bytes),
@@ -57,6 +61,9 @@ class PromptModuleMixin(Scheduler):
             promote_after=config.promote_after,
             max_promoted_share=config.max_promoted_share,
             verify=config.verify,
+        )
+        self._attention = AttentionBudget(
+            scheduling.max_num_seqs, self.residency.get, is_chunked=is_chunked
         )
         compat.choose_published_blocks(manager, self.residency.may_publish)
         compat.allocate_ahead(manager, self.residency.num_ahead)
@@ -108,7 +115,8 @@ class PromptModuleMixin(Scheduler):
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
         self._add_internal(self.residency.prepare(self.waiting, len(self.running)))
-        return super().schedule(throttle_prefills)
+        with compat.limited_step(self, self._attention.start_step(self.running)):
+            return super().schedule(throttle_prefills)
 
     def _add_internal(self, requests: Sequence[Request]) -> None:
         # Each is put at the head of the queue, so the first one goes last.
@@ -161,6 +169,8 @@ class PromptModuleMixin(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         if self.residency.holds_back(request):
+            return False
+        if not self._attention.fits(request, self.running):
             return False
         return super()._handle_blocked_waiting_request(request)
 

@@ -14,6 +14,7 @@ from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
+from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline
@@ -68,6 +69,7 @@ class FrontEnd:
             default_repair=repair,
             gate=None if profile is None else PolicyGate(profile),
             promotes=config.promote_after > 0,
+            budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
         )
         # Loads the grammar now, so that the first prompt need not.
         parse_prompt('<prompt schema="none">none</prompt>')

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.compact import place_compactly
 from vllm_promptcache.plan.new_tokens import (
     NewText,
@@ -20,6 +21,7 @@ from vllm_promptcache.plan.prompt_plan import PromptPlan, make_plan
 from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
 from vllm_promptcache.plan.reuse import Reuse, ReuseChooser
 from vllm_promptcache.plan.text_placement import place_in_gaps
+from vllm_promptcache.plan.within import check_bytes, choose_within
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
 
@@ -36,6 +38,7 @@ def plan_prompt(
     block_size: int,
     ending: Ending | None = None,
     promotes: bool = False,
+    budgets: Budgets = DEFAULT_BUDGETS,
 ) -> PromptPlan:
     """Plans a prompt.
 
@@ -55,14 +58,16 @@ def plan_prompt(
         block_size: Tokens in a KV cache block.
         ending: What follows the prompt in a chat, instead of the generation prompt.
         promotes: Whether the engine may encode its modules behind each other in idle steps.
+        budgets: What it may ask of the engine. A repair that its schema says and that would ask
+            for more is left out.
 
     Raises:
-        PMLError: A name is wrong, text or an argument does not fit, or no position is left for
-            a generated token.
+        PMLError: A name is wrong, text or an argument does not fit, no position is left for a
+            generated token, or the prompt is over a budget.
         UnsupportedError: The prompt uses roles, and the model's chat template cannot be taken
             apart.
     """
-    resolved = resolve_prompt(prompt, layout, tokenizer)
+    resolved = resolve_prompt(prompt, layout, tokenizer, budgets)
     check_size(prompt, resolved, tokenizer, max_model_len)
     token_ids = tokenize(resolved, tokenizer)
     resolved, starts = _place(layout, resolved, token_ids)
@@ -74,7 +79,8 @@ def plan_prompt(
         text.append(tokenizer.generation_prompt, text.end)
     new = [*arguments, *text.new]
     chooser = ReuseChooser(prompt, layout, resolved.modules, new, block_size)
-    plan = _plan(chooser, promotes)
+    plan = _plan(chooser, choose_within(chooser, budgets), promotes)
+    check_bytes(prompt, plan, budgets.bytes_for(max_model_len))
     if plan.next_position >= max_model_len:
         message = (
             f"the prompt takes {plan.next_position} positions, which leaves none of the model's "
@@ -84,7 +90,7 @@ def plan_prompt(
     return plan
 
 
-def _plan(chooser: ReuseChooser, promotes: bool) -> PromptPlan:
+def _plan(chooser: ReuseChooser, reuse: Reuse, promotes: bool) -> PromptPlan:
     """Puts the plan together, and the exact one that may take its place.
 
     Raises:
@@ -97,7 +103,6 @@ def _plan(chooser: ReuseChooser, promotes: bool) -> PromptPlan:
             chooser.layout, reuse.modules, new, block_size=chooser.block_size, exact=exact
         )
 
-    reuse = chooser.choose()
     if not chooser.new and not reuse.repeated:
         prompt = chooser.prompt
         raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")

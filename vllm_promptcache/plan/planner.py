@@ -15,6 +15,7 @@ from vllm_promptcache.layout.content import roles_in
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
+from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.messages import prompt_in_messages, system_text, untrimmed
@@ -72,6 +73,7 @@ class Planner:
         gate: Makes schemas exact whose policies have not passed; None lets all pass.
         promotes: Whether the engine may promote combinations of modules.
         limits: What a prompt may ask of the parser.
+        budgets: What a prompt may ask of the engine.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Planner:
         gate: PolicyGate | None = None,
         promotes: bool = False,
         limits: Limits = PROMPT_LIMITS,
+        budgets: Budgets = DEFAULT_BUDGETS,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len
@@ -94,6 +97,7 @@ class Planner:
         self._gate = gate
         self._promotes = promotes
         self._limits = limits
+        self._budgets = budgets
         self._lock = RLock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, Compiled] = {}
@@ -262,6 +266,7 @@ class Planner:
             block_size=self.block_size,
             ending=None if chat is None else ending,
             promotes=self._promotes and reuse,
+            budgets=self._budgets,
         )
 
     def _written_now(self, compiled: Compiled, children: Sequence[PromptNode] = ()) -> Compiled:

@@ -205,6 +205,18 @@ def make_plan(
     )
 
 
+def num_attention_rows(modules: Iterable[PlannedModule], new: Iterable[NewTokens]) -> int:
+    """Rows of attention that a prompt of some modules and new tokens takes, before it is planned.
+
+    Args:
+        modules: Cached modules of the prompt.
+        new: All tokens that are computed, in any order.
+    """
+    last = max((planned.last_position for planned in modules if planned.reused), default=-1)
+    runs = merge_runs(tokens.run for tokens in sorted(new, key=attrgetter("start")))
+    return 1 + sum(run.start <= last for run in runs)
+
+
 def _attended(reused: Iterable[PlannedModule]) -> tuple[int, ...]:
     counts = tuple(planned.num_attended for planned in reused)
     return counts if any(counts) else ()

@@ -15,6 +15,7 @@ from vllm_promptcache.layout.schema_layout import (
     SchemaLayout,
 )
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.order import in_document_order
 from vllm_promptcache.pml.ast import Argument, FieldLocation, Import, Place, Prompt, PromptNode
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
@@ -79,7 +80,10 @@ class ResolvedPrompt:
 
 
 def resolve_prompt(
-    prompt: Prompt, layout: SchemaLayout, tokenizer: LayoutTokenizer
+    prompt: Prompt,
+    layout: SchemaLayout,
+    tokenizer: LayoutTokenizer,
+    budgets: Budgets = DEFAULT_BUDGETS,
 ) -> ResolvedPrompt:
     """Looks up all names of a prompt.
 
@@ -88,15 +92,15 @@ def resolve_prompt(
     union's default member is imported with the union's parent where the prompt names no member.
 
     Raises:
-        PMLError: An import or an argument is unknown, ambiguous, given twice or missing, or two
-            members of a union are imported.
+        PMLError: An import or an argument is unknown, ambiguous, given twice or missing, two
+            members of a union are imported, or there are more imports or texts than may be.
     """
     num_roles = 0
     for role in roles_in(prompt.children):
         is_first = not layout.has_roles and num_roles == 0
         tokenizer.roles.check(role, prompt.source, is_first=is_first)
         num_roles += 1
-    resolver = _Resolver(prompt, layout, tokenizer)
+    resolver = _Resolver(prompt, layout, tokenizer, budgets)
     children: Sequence[PromptNode] = prompt.children
     if layout.has_free_order:
         children = in_document_order(children, lambda e: resolver.find(e, layout.root).index)
@@ -133,6 +137,7 @@ class _Resolver:
     prompt: Prompt
     layout: SchemaLayout
     tokenizer: LayoutTokenizer
+    budgets: Budgets
     places: dict[int, Place] = field(default_factory=dict)
     elements: dict[int, Import] = field(default_factory=dict)
     members: dict[int, ModuleLayout] = field(default_factory=dict)
@@ -187,6 +192,9 @@ class _Resolver:
             raise self._error(
                 element.location, message, f"the first import is at {earlier.location}"
             )
+        if len(self.elements) == self.budgets.max_imports:
+            message = f"more than {self.budgets.max_imports} imports"
+            raise self._error(element.location, message, "import the modules around them")
         for argument in element.arguments:
             if argument.name not in module.parameters:
                 raise self._unknown_argument(module, argument)
@@ -199,6 +207,9 @@ class _Resolver:
         # An explicit import is where a missing argument belongs.
         self.places[module.index] = element.location
         self.num_inner = len(self.groups)
+        if self.num_inner > self.budgets.max_texts:
+            message = f"new text before more than {self.budgets.max_texts} imports"
+            raise self._error(element.location, message, "put the text behind the imports")
 
     def _check_order(self, module: ModuleLayout, location: Place) -> None:
         """Refuses an order that a compact layout cannot keep: modules lie within their parents."""

@@ -148,6 +148,11 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         return sum(run.num_tokens for run in self.position_runs)
 
     @property
+    def num_attention_rows(self) -> int:
+        """Rows of attention that it takes when it is computed in one step."""
+        return 1 + (0 if self.interleaving is None else len(self.interleaving.groups))
+
+    @property
     def next_position(self) -> int:
         """Position id of the first generated token."""
         return self.position_runs[-1].end
