@@ -103,14 +103,28 @@ def test_a_short_prompt_is_planned_in_a_thread_with_what_its_request_says(
     assert salt == "tenant"
 
 
-def test_a_prompt_without_markup_is_planned_in_a_thread(
-    renderer: Renderer, watched: list[tuple[threading.Thread, str | None]]
+@pytest.mark.parametrize(
+    "ask", [lambda renderer: completion(renderer, {"prompt": "end"}), lambda r: chat(r, "end")]
+)
+def test_a_prompt_without_markup_is_made_and_planned_in_a_thread(
+    renderer: Renderer,
+    watched: list[tuple[threading.Thread, str | None]],
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[Renderer], Coroutine[Any, Any, Any]],
 ) -> None:
+    threads, to_prompt = [], PromptModules.to_prompt
+
+    def watch(form: PromptModules, *args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread())
+        return to_prompt(form, *args, **kwargs)
+
+    monkeypatch.setattr(PromptModules, "to_prompt", watch)
     form = PromptModules.model_validate({"schema": "s", "imports": ["a"]})
     with applied(RequestOptions(prompt_modules=form)):
-        assert PLAN_FIELD in asyncio.run(completion(renderer, {"prompt": "end"}))
-    ((thread, _),) = watched
-    assert thread is not threading.current_thread()
+        assert PLAN_FIELD in asyncio.run(ask(renderer))
+    threads += [thread for thread, _ in watched]
+    assert len(threads) == 2
+    assert threading.current_thread() not in threads
 
 
 @pytest.mark.parametrize("prompt", [{"prompt": "text"}, {"prompt_token_ids": [1, 2]}])

@@ -113,3 +113,9 @@ def test_time_is_linear(start: str, repeated: str) -> None:
     began = time.perf_counter()
     assert not is_prompt(start + repeated * 100_000 + "x")
     assert time.perf_counter() - began < 1
+
+
+def test_only_the_beginning_of_a_text_is_looked_at() -> None:
+    """A text of comments alone would take long, and every text is looked at."""
+    assert is_prompt("<!--x-->" * 20_000 + '<prompt schema="s">')
+    assert not is_prompt("<!--x-->" * 50_000 + '<prompt schema="s">')

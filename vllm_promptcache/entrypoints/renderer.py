@@ -97,9 +97,14 @@ def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
     """Whether there is something to plan, or to refuse; takes microseconds."""
     if PLAN_FIELD in prompt:
         return False
-    modules, text = current_options().prompt_modules, prompt.get("prompt")
-    is_form = modules is not None and modules.is_prompt
-    return is_form or (isinstance(text, str) and is_prompt(text))
+    text = prompt.get("prompt")
+    return _has_form() or (isinstance(text, str) and is_prompt(text))
+
+
+def _has_form() -> bool:
+    """Whether the request brings a prompt without markup, of which a tree is to be made."""
+    modules = current_options().prompt_modules
+    return modules is not None and modules.is_prompt
 
 
 def check_request() -> None:
@@ -150,7 +155,10 @@ class PromptModuleRenderer(BaseRenderer):
         return self._plan_chat(chat, params, *super().render_messages(chat.messages, params))
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
-        chat = PMLChat.find(messages)
+        if _has_form():
+            chat = await self.planning.run(PMLChat.find, messages)
+        else:
+            chat = PMLChat.find(messages)
         if chat is None:
             return await super().render_messages_async(messages, params)
         rendered = await super().render_messages_async(chat.messages, params)

@@ -25,6 +25,8 @@ _OTHER_ATTRIBUTES = re.compile(
     r"""(?>(?:"[^"<]*"|'[^'<]*'|"[^"]*"(?=[ \t\r\n/>])|'[^']*'(?=[ \t\r\n/>]))"""
     r"""|[ \t\r\n/=]+|(?!schema[ \t\r\n]*=)[^ \t\r\n/=<>"']+)*+"""
 )
+# Characters within which the first tag begins: every text that is sent to a server is looked at.
+_MAX_PROLOG_LEN = 2**18
 _SCHEMA = re.compile(r"""[ \t\r\n"'/]schema[ \t\r\n]*=""")
 
 
@@ -34,7 +36,7 @@ def is_prompt(text: str) -> bool:
     Takes microseconds. Such a string may still be malformed; one that mentions such a tag later on
     is ordinary text, and so is a `<prompt>` without that attribute, which users write themselves.
     """
-    start = _PROMPT_START.match(text)
+    start = _PROMPT_START.match(text, 0, _MAX_PROLOG_LEN)
     if start is None:
         return False
     others = _OTHER_ATTRIBUTES.match(text, start.end())
