@@ -8,7 +8,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from vllm import LLM as PlainLLM
 from vllm.sampling_params import BeamSearchParams
 
 from tests.engine.harness import (
@@ -110,9 +109,18 @@ def test_a_repeated_prompt_is_no_ordinary_prefix_cache_hit(llm: LLM) -> None:
     first, second = (llm.generate(text, greedy(1), use_tqdm=False)[0] for _ in range(2))
     assert first.outputs[0].token_ids == second.outputs[0].token_ids
     assert first.num_cached_tokens <= second.num_cached_tokens
-    twin = {"prompt_token_ids": list(first.prompt_token_ids)}
-    (plain,) = llm.generate(twin, greedy(1), use_tqdm=False)
-    assert plain.num_cached_tokens == 0
+    in_blocks = llm.front_end.plan(text).prompt_token_ids
+    for token_ids in (in_blocks, first.prompt_token_ids):
+        (plain,) = llm.generate({"prompt_token_ids": token_ids}, greedy(1), use_tqdm=False)
+        assert plain.num_cached_tokens == 0
+
+
+def test_prompt_tokens_come_back_in_the_order_of_reading(llm: LLM) -> None:
+    text = prompt(Random(3))
+    (reused,) = llm.generate(text, greedy(1), use_tqdm=False)
+    (plain,) = llm.generate(text, greedy(1), reuse=False, use_tqdm=False)
+    assert reused.prompt_token_ids == plain.prompt_token_ids
+    assert reused.prompt_token_ids != llm.front_end.plan(text).prompt_token_ids
 
 
 def test_reuse_false_touches_no_module(llm: LLM) -> None:
@@ -189,8 +197,6 @@ def test_what_does_not_go_with_pml_is_refused(llm: LLM) -> None:
     text = prompt(Random(7))
     with pytest.raises(PlanError, match="beam search"):
         llm.beam_search([{"prompt": text}], BeamSearchParams(beam_width=2, max_tokens=2))
-    with pytest.raises(ValueError, match="beam search"):
-        PlainLLM.beam_search(llm, [{"prompt": text}], BeamSearchParams(beam_width=2, max_tokens=2))
     with pytest.raises(PlanError, match="embeddings"):
         llm.generate({"prompt": text, "prompt_embeds": []}, use_tqdm=False)
     with pytest.raises(PMLError, match="no schema"):

@@ -17,7 +17,7 @@ from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.gate import PolicyGate
-from vllm_promptcache.plan.prompt_plan import baseline
+from vllm_promptcache.plan.prompt_plan import baseline, reading_order
 from vllm_promptcache.pml import (
     NO_REPAIR,
     Prompt,
@@ -160,6 +160,10 @@ class FrontEnd:
             count_plan_error(error)
             raise
         return plan
+
+    def text_of(self, plan: PromptPlan) -> str:
+        """The text of a prompt as the model reads it, with the texts of its modules."""
+        return self.planner.tokenizer.text_of(reading_order(plan))
 
     def baseline(self, plan: PromptPlan) -> PromptPlan:
         """Plans the same prompt as one plain prefill.

@@ -16,6 +16,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from vllm_promptcache.compat import wrap
 from vllm_promptcache.entrypoints import detail
@@ -23,6 +24,7 @@ from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
+from vllm_promptcache.entrypoints.reading_order import EngineTokens, add_request
 from vllm_promptcache.entrypoints.request_options import (
     REQUEST_FIELD,
     current_options,
@@ -31,6 +33,7 @@ from vllm_promptcache.entrypoints.request_options import (
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
+from vllm_promptcache.plan.prompt_plan import reading_order
 from vllm_promptcache.pml import Prompt, is_prompt
 from vllm_promptcache.tracing import trace_plan
 
@@ -51,7 +54,7 @@ _DURATION_FIELD = "prompt_module_plan_duration"
 
 def planned_prompt(text: str, plan: PromptPlan, since_ns: int | None = None) -> dict[str, Any]:
     """A prompt for vLLM's front end that is planned already: since then, if that matters."""
-    planned = {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
+    planned = {"prompt_token_ids": reading_order(plan), "prompt": text, PLAN_FIELD: plan}
     if since_ns is not None:
         planned[_DURATION_FIELD] = (since_ns, time.time_ns())
     modules = current_options().prompt_modules
@@ -90,7 +93,8 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
     check_request()
     since_ns, salt = time.time_ns(), fields.get("cache_salt") or current_options().cache_salt
     plan = front_end.plan(document, reuse=reuse, salt=salt)
-    return {**fields, **planned_prompt(fields["prompt"], plan, since_ns)}
+    text = fields["prompt"] if not current_options().has_echo else front_end.text_of(plan)
+    return {**fields, **planned_prompt(text, plan, since_ns)}
 
 
 def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
@@ -223,11 +227,14 @@ def process_inputs(
     """Wraps `InputProcessor.process_inputs`: attaches the plan, and nobody else's.
 
     Raises:
-        RequestRefused: The sampling parameters cannot be combined with prompt modules.
+        RequestRefused: The parameters cannot be combined with prompt modules, or other tokens
+            came with the plan than are planned.
     """
     plan = prompt.get(PLAN_FIELD) if isinstance(prompt, dict) else None
-    _check(prompt, plan, params)
+    _check(plan, params)
     request = original(processor, request_id, prompt, params, *args, **kwargs)
+    if plan is not None:
+        request.prompt_token_ids = _engine_tokens(plan, request.prompt_token_ids)
     sampling_params = request.sampling_params
     if sampling_params is not None:
         # vLLM's copy of the parameters shares this dict with the caller's: make a new one.
@@ -247,6 +254,17 @@ def process_inputs(
     return request
 
 
+def _engine_tokens(plan: PromptPlan, token_ids: list[int]) -> EngineTokens:
+    """The tokens of a plan for the engine, given those that came along with it."""
+    read = reading_order(plan)
+    if token_ids != read:
+        raise RequestRefused(
+            "the tokens of a PML prompt were changed on their way to the engine",
+            "leave out what truncates or pads prompts",
+        )
+    return EngineTokens(plan.prompt_token_ids, read)
+
+
 def _trace(request: Any, plan: PromptPlan, duration_ns: tuple[int, int] | None) -> None:
     """Makes the request part of a trace that shows how it was planned."""
     if duration_ns is not None:
@@ -259,12 +277,8 @@ def _trace(request: Any, plan: PromptPlan, duration_ns: tuple[int, int] | None) 
         request.trace_headers = trace_plan(request.trace_headers, duration_ns, attributes)
 
 
-def _check(prompt: Any, plan: PromptPlan | None, params: Any) -> None:
+def _check(plan: PromptPlan | None, params: Any) -> None:
     if plan is None:
-        text = prompt.get("prompt") if isinstance(prompt, dict) else None
-        if isinstance(text, str) and is_prompt(text):
-            # Beam search takes tokens and text of a prompt, and leaves the rest behind.
-            raise RequestRefused("beam search cannot be combined with a PML prompt")
         return
     if not isinstance(params, SamplingParams):
         raise RequestRefused("a PML prompt can be generated from, not pooled")
@@ -293,6 +307,7 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
     wrap(OpenAIServingChat, "chat_completion_full_generator", detail.in_chat)
     wrap(OpenAIServingChat, "chat_completion_stream_generator", detail.in_stream)
     wrap(InputProcessor, "process_inputs", process_inputs)
+    wrap(OutputProcessor, "add_request", add_request)
     renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
     name = f"PromptModule{renderer_cls.__name__}"
     return type(name, (PromptModuleRenderer, renderer_cls), {})(config, tokenizer)

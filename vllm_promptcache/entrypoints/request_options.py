@@ -170,12 +170,14 @@ class RequestOptions:
         cache_salt: The tenant's salt.
         prompt_modules: A prompt without markup.
         is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
+        has_echo: Whether the answer of a completion begins with the prompt.
         has_beams: Whether it asks for beam search, which takes tokens and leaves plans behind.
     """
 
     cache_salt: str | None = None
     prompt_modules: PromptModules | None = None
     is_tokenized: bool = False
+    has_echo: bool = False
     has_beams: bool = False
 
     @classmethod
@@ -190,6 +192,7 @@ class RequestOptions:
             getattr(request, "cache_salt", None),
             None if field is None else _parse(field),
             is_tokenized=isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest),
+            has_echo=bool(getattr(request, "echo", False)),
             has_beams=bool(getattr(request, "use_beam_search", False)),
         )
 

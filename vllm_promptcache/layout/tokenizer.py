@@ -109,6 +109,17 @@ class LayoutTokenizer:
         """Tokens that begin a document whose first text is not known when it is tokenised."""
         return list(self._piecewise.opening)
 
+    def text_of(self, token_ids: list[int]) -> str:
+        """Text of a document's tokens, without a BOS that the tokenizer puts before any text."""
+        begins_with_bos = self.bos_id is not None and token_ids[:1] == [self.bos_id]
+        tokens = token_ids[1:] if begins_with_bos else token_ids
+        decode: Callable[..., str] = partial(self._tokenizer.decode, skip_special_tokens=False)
+        try:
+            # Tidying up would hide a blank before a full stop.
+            return decode(tokens, clean_up_tokenization_spaces=False)
+        except TypeError:  # vLLM's own tokenizers never do.
+            return decode(tokens)
+
     def may_fit(self, num_chars: int, num_tokens: int) -> bool:
         """Whether a text of that length may have so few tokens; counting them takes long."""
         longest = getattr(self._tokenizer, "max_chars_per_token", None)

@@ -126,7 +126,8 @@ class PromptPlan:
         block_size: Tokens in a KV cache block, which the order of the prompt depends on.
         sequence: The modules it reads and the positions of the tokens it computes.
         prompt_token_ids: Full blocks of all modules, tail tokens of all modules, new tokens by
-            position; `[num_tokens]`. This is the order of the block table, not that of the text.
+            position; `[num_tokens]`. This is the order of the block table, not that of the text,
+            see `reading_order`.
         packed: Value of `extra_args["prompt_modules"]`.
         exact: The same prompt as it is once its combination of modules has been promoted, None if
             that cannot be.
@@ -245,10 +246,14 @@ def _pack_exact(plan: PromptPlan) -> ExactPlan:
     return ExactPlan(plan.sequence, plan.prompt_token_ids, paths)
 
 
+def reading_order(plan: PromptPlan) -> list[int]:
+    """All tokens of a prompt by position, `[num_tokens]`: decoded, they are its text."""
+    return [token_id for tokens in _by_position(plan) for token_id in tokens.token_ids]
+
+
 def baseline(plan: PromptPlan) -> PromptPlan:
     """The same tokens at the same positions as one plain prefill: nothing is reused."""
-    reused = (tokens for planned in plan.modules for tokens in _repeated(planned))
-    new = tuple(sorted((*plan.new, *reused), key=attrgetter("start")))
+    new = _by_position(plan)
     sequence = SequencePlan((), merge_runs(tokens.run for tokens in new))
     return replace(
         plan,
@@ -271,6 +276,12 @@ def repeated_tokens(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[NewTo
     for piece in pieces_of(module, kept):
         token_ids = module.kept_token_ids[piece.kept.start : piece.kept.end]
         yield NewTokens("repeated", module.path, token_ids, piece.start)
+
+
+def _by_position(plan: PromptPlan) -> tuple[NewTokens, ...]:
+    """Everything in a prompt as if it were all computed."""
+    reused = (tokens for planned in plan.modules for tokens in _repeated(planned))
+    return tuple(sorted((*plan.new, *reused), key=attrgetter("start")))
 
 
 def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
