@@ -94,6 +94,11 @@ class PromptModulesConfig:
     in its metrics how far reuse moves the first token. Clients may then ask for 100
     log-probabilities of a token."""
 
+    prompts_from: Literal["any", "field"] = "any"
+    """Where prompts may use modules: in any text of a prompt or message that is PML, and in the
+    field `prompt_modules` of requests (`any`); or in that field only (`field`), so that PML which
+    end users type is text like any other."""
+
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""

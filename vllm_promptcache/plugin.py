@@ -33,6 +33,7 @@ _OPTIONS = {
     "prompt_modules_max_promoted_share": "max_promoted_share",
     "prompt_modules_prefetch": "prefetch",
     "prompt_modules_shadow": "shadow",
+    "prompt_modules_from": "prompts_from",
     "prompt_modules_verify": "verify",
 }
 _METAVARS = {

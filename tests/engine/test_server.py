@@ -153,6 +153,42 @@ def test_the_response_tells_what_was_reused(url: str) -> None:
     assert done == "[DONE]"
 
 
+def test_prompt_tokens_are_those_of_the_document_as_read(url: str) -> None:
+    plain = "You are a travel planner."
+    choice = json.loads(post(url, prompt=PROMPT, return_token_ids=True)[1])["choices"][0]
+    usage = json.loads(post(url, prompt=PROMPT, echo=True, max_tokens=1)[1])
+    echo = usage["choices"][0]["text"]
+    order = [plain, "Plan a trip of", "a week", ".", "Maui has a volcano", "Name the surf spots."]
+    places = [echo.find(part) for part in order]
+    assert places == sorted(places)
+    assert places[0] >= 0
+    assert "schema=" not in echo
+    assert usage["usage"]["prompt_tokens"] == len(choice["prompt_token_ids"])
+    _, body = post(url, prompt=PROMPT, return_token_ids=True, stream=True)
+    first = json.loads(body.splitlines()[0].removeprefix("data: "))["choices"][0]
+    assert first["prompt_token_ids"] == choice["prompt_token_ids"]
+    # What was returned is a prompt that reads the same.
+    again = json.loads(post(url, prompt=choice["prompt_token_ids"], echo=True, max_tokens=1)[1])
+    assert again["usage"]["prompt_tokens"] == usage["usage"]["prompt_tokens"]
+
+
+def test_a_tag_of_the_users_own_is_text(url: str) -> None:
+    for text in ("<prompt>Fix my text</prompt>", '<prompt version="1.2">'):
+        assert post(url, prompt=text)[0] == 200
+        assert Endpoints(url, MODEL_NAME).attempt("chat", text).status == 200
+
+
+def test_the_field_takes_all_characters_and_names_itself_in_errors(url: str) -> None:
+    field: dict[str, Any] = {"schema": "travel", "imports": ["plan/maui"]}
+    field["arguments"] = {"plan": {"duration": "a\fday"}}
+    assert post(url, prompt="page 1\fpage 2\r\n", prompt_modules=field)[0] == 200
+    field["imports"] = ["plan/maui", "plan/mauii"]
+    status, answer = post(url, prompt="x", prompt_modules=field)
+    assert status == 400
+    message = json.loads(answer)["error"]["message"]
+    assert "prompt_modules.imports[1]: there is no module `mauii` in `plan`" in message
+
+
 def test_a_stream_says_the_same(url: str) -> None:
     whole = json.loads(post(url, prompt=PROMPT)[1])["choices"][0]["text"]
     status, body = post(url, prompt=PROMPT, stream=True)

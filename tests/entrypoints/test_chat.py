@@ -16,6 +16,7 @@ from vllm_promptcache.entrypoints.request_options import (
     current_options,
 )
 from vllm_promptcache.errors import PlanError
+from vllm_promptcache.pml import is_prompt
 
 DOCUMENT = '<prompt schema="s"><a/> text</prompt>'
 
@@ -85,4 +86,4 @@ def test_a_prompt_without_markup_takes_the_first_user_message() -> None:
 def test_a_pml_prompt_is_not_tokenized() -> None:
     request = TokenizeCompletionRequest(prompt=DOCUMENT)
     with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="cannot be tokenized"):
-        plan_if_pml(SimpleNamespace(), DOCUMENT)  # type: ignore[arg-type]
+        plan_if_pml(SimpleNamespace(is_pml=is_prompt), DOCUMENT)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
+from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from tests.plan.planning import Prompts
@@ -23,6 +25,7 @@ from vllm_promptcache.entrypoints.renderer import (
 from vllm_promptcache.entrypoints.request_options import RequestOptions, applied
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.prompt_plan import reading_order
+from vllm_promptcache.pml import is_prompt
 
 SCHEMA = """r r <module name="a">a1 a2 a3 a4 a5</module><module name="b">b1 b2 b3</module>
     <module name="c">c1 <param name="x" len="2"/> c2 c3</module>"""
@@ -78,6 +81,11 @@ def test_a_client_reads_what_the_engine_has_by_block(prompts: Prompts, reuse: bo
     assert request.prompt_token_ids == plan.prompt_token_ids
     sent = MsgpackDecoder(EngineCoreRequest).decode(MsgpackEncoder().encode(request))
     assert sent.prompt_token_ids == plan.prompt_token_ids
+    # An engine in the same process gets the request itself.
+    kept = Request.from_engine_core_request(request, None)
+    assert list(kept.all_token_ids) == kept.prompt_token_ids == plan.prompt_token_ids
+    worker: Any = pickle.loads(pickle.dumps(request.prompt_token_ids))
+    assert worker == plan.prompt_token_ids
 
 
 def test_so_it_is_where_a_request_has_several_answers(prompts: Prompts) -> None:
@@ -116,6 +124,7 @@ def test_a_plan_is_for_its_own_tokens_only(prompts: Prompts) -> None:
 @pytest.mark.parametrize(("has_echo", "kept"), [(True, TEXT), (False, DOCUMENT)])
 def test_an_echo_is_the_document_as_read(prompts: Prompts, has_echo: bool, kept: str) -> None:
     front_end: Any = SimpleNamespace(
+        is_pml=is_prompt,
         plan=lambda text, **options: prompts.planner.plan(text),
         text_of=lambda plan: prompts.words.text(reading_order(plan)),
     )

@@ -13,7 +13,7 @@ from vllm_promptcache.entrypoints.renderer import plan_if_pml
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.pml import DEFAULT_LIMITS, Import, Repair, Role, Text
+from vllm_promptcache.pml import DEFAULT_LIMITS, Import, Repair, Role, Text, is_prompt
 
 SCHEMA = """\
 <module name="x">Text of x. <module name="p">This is p. <param name="n" len="8"/></module>
@@ -189,7 +189,7 @@ def test_half_a_character_is_refused(field: str) -> None:
 
 
 def test_an_empty_prompt_is_refused(prompts: Prompts) -> None:
-    front_end: Any = SimpleNamespace(planner=prompts.planner)
+    front_end: Any = SimpleNamespace(planner=prompts.planner, is_pml=is_prompt)
     options = RequestOptions(prompt_modules=form())
     refused = pytest.raises(FieldError, match="prompt_modules: an empty prompt\nhint: import")
     with applied(options), refused:
@@ -220,6 +220,6 @@ def test_beam_search_leaves_plans_behind(prompts: Prompts) -> None:
     request = SimpleNamespace(
         model_extra={"prompt_modules": {"schema": "s", "imports": ["x"]}}, use_beam_search=True
     )
-    front_end: Any = SimpleNamespace(planner=prompts.planner)
+    front_end: Any = SimpleNamespace(planner=prompts.planner, is_pml=is_prompt)
     with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="beam search"):
         plan_if_pml(front_end, "text")

@@ -19,6 +19,18 @@ def test_longer_than_the_model() -> None:
     assert Compiler().compile(children, max_model_len=3).num_tokens == 3
 
 
+def test_what_is_too_long_is_mended_by_what_helps() -> None:
+    modules = "<module name='a'>one two</module><module name='b'>three four five</module>"
+    error = Compiler().refused(modules, max_model_len=4)
+    assert error.hint.startswith('set `layout="compact"`')
+    assert Compiler().compile(modules, 'layout="compact"', max_model_len=4)
+    for attributes in ("", 'layout="compact"'):
+        error = Compiler().refused(modules, attributes, max_model_len=2)
+        assert error.hint == "shorten it: the longest part is `b`"
+        error = Compiler().refused("one two three " + modules, attributes, max_model_len=2)
+        assert error.hint == "shorten it: the longest part is text outside of all modules"
+
+
 def test_scaffolds_that_no_prompt_can_use() -> None:
     modules = "<union><module name='a'>1</module>\n<module name='b'>2</module></union>"
     error = Compiler().refused(f"{modules}\n<scaffold modules='a b'/>")

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.layout.templates import CHATML, LLAMA3
+from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.layout import LayoutTokenizer
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -57,3 +58,14 @@ def test_roles_of_a_chat_template() -> None:
     assert tokenizer.roles.starts_with_bos
     assert tokenizer.roles.generation_prompt == "<|start|>assistant<|end|>\n\n"
     assert tokenizer.chat_bos_id == 1
+
+
+def test_the_text_of_a_document_has_no_bos_of_the_tokenizers() -> None:
+    class Decoding(WordTokenizer):
+        def decode(self, token_ids: list[int], /, *, skip_special_tokens: bool) -> str:
+            assert not skip_special_tokens
+            return self.text(token_ids)
+
+    for adds_bos, text in ((True, "a <s> b"), (False, "<s> a <s> b")):
+        tokenizer = Decoding(bos="<s>", adds_bos=adds_bos)
+        assert LayoutTokenizer(tokenizer).text_of(tokenizer.ids("<s> a <s> b")) == text

@@ -61,8 +61,14 @@ class PMLChat:
         self.messages = [*messages[:index], message, *self.turns]
 
     @classmethod
-    def find(cls, messages: Sequence[Any]) -> PMLChat | None:
+    def find(
+        cls, messages: Sequence[Any], is_pml: Callable[[str], bool] = is_prompt
+    ) -> PMLChat | None:
         """Returns a conversation in OpenAI's form if it uses PML or `prompt_modules`.
+
+        Args:
+            messages: The conversation.
+            is_pml: Whether a text is taken for PML.
 
         Raises:
             PlanError: PML stands where it cannot.
@@ -72,7 +78,7 @@ class PMLChat:
             for index, message in enumerate(messages)
             if _role(message) in ("user", *_SYSTEM_ROLES)
             for part, text in enumerate(_texts(message) or ())
-            if text is not None and is_prompt(text)
+            if text is not None and is_pml(text)
         ]
         first = next((i for i, m in enumerate(messages) if _role(m) not in _SYSTEM_ROLES), -1)
         modules = current_options().prompt_modules

@@ -23,6 +23,7 @@ from vllm_promptcache.pml import (
     Prompt,
     Repair,
     SchemaPolicy,
+    is_prompt,
     parse_prompt,
     parse_repair,
     parse_schema,
@@ -43,11 +44,13 @@ class FrontEnd:
         planner: Holds the compiled schemas.
         vllm_config: The engine's configuration.
         folder: The schema folder, if there is one.
+        reads_pml: Whether texts may be PML; see `PromptModulesConfig.prompts_from`.
     """
 
     planner: Planner
     vllm_config: VllmConfig
     folder: SchemaFolder | None = None
+    reads_pml: bool = True
 
     @classmethod
     def create(cls, vllm_config: VllmConfig, tokenizer: Any) -> FrontEnd:
@@ -77,7 +80,7 @@ class FrontEnd:
         if config.schemas is not None:
             folder = SchemaFolder(Path(config.schemas), planner)
             folder.load()
-        front_end = cls(planner, vllm_config, folder)
+        front_end = cls(planner, vllm_config, folder, reads_pml=config.prompts_from == "any")
         front_end._announce()
         return front_end
 
@@ -93,6 +96,10 @@ class FrontEnd:
             self.block_size,
             _evicted(PromptModulesConfig.of(self.vllm_config)),
         )
+
+    def is_pml(self, text: str) -> bool:
+        """Whether the text of a prompt or message is taken for PML. Takes microseconds."""
+        return self.reads_pml and is_prompt(text)
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
         """Compiles a schema; one of the same name is replaced.

@@ -19,10 +19,10 @@ from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_p
 from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.entrypoints.store_view import ModuleStoreView
-from vllm_promptcache.errors import ConflictError, PlanError
+from vllm_promptcache.errors import ConflictError, PlanError, UnsupportedError
 from vllm_promptcache.plan import Explanation
 from vllm_promptcache.plugin import register
-from vllm_promptcache.pml import Pin, is_prompt
+from vllm_promptcache.pml import Pin
 
 
 class LLM(vllm.LLM):
@@ -32,12 +32,22 @@ class LLM(vllm.LLM):
         model: As for `vllm.LLM`.
         prompt_modules: Options of prompt modules; see `PromptModulesConfig`.
         kwargs: Arguments of `vllm.LLM`.
+
+    Raises:
+        UnsupportedError: An option is not for offline use, or the engine cannot have modules.
     """
 
     def __init__(
         self, model: str | Path, *, prompt_modules: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         register()
+        if (prompt_modules or {}).get("prompts_from") == "field":
+            # Not ignored: who sets it counts on it that no text is taken for PML.
+            raise UnsupportedError(
+                "offline there are no requests with a field `prompt_modules`, so `prompts_from` "
+                "cannot be 'field'",
+                "for texts of end users, pass `prompt_token_ids`",
+            )
         additional_config = {
             **(kwargs.pop("additional_config", None) or {}),
             CONFIG_KEY: dict(prompt_modules or {}),
@@ -154,6 +164,6 @@ class LLM(vllm.LLM):
             PlanError: A prompt is PML.
         """
         texts = [p.get("prompt") if isinstance(p, Mapping) else p for p in prompts]
-        if any(isinstance(text, str) and is_prompt(text) for text in texts):
+        if any(isinstance(text, str) and self.front_end.is_pml(text) for text in texts):
             raise PlanError("beam search cannot be combined with a PML prompt")
         return super().beam_search(prompts, *args, **kwargs)

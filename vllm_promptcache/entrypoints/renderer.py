@@ -34,7 +34,7 @@ from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.plan.prompt_plan import reading_order
-from vllm_promptcache.pml import Prompt, is_prompt
+from vllm_promptcache.pml import Prompt
 from vllm_promptcache.tracing import trace_plan
 
 
@@ -97,12 +97,12 @@ def plan_if_pml(front_end: FrontEnd, prompt: Any, *, reuse: bool = True) -> Any:
     return {**fields, **planned_prompt(text, plan, since_ns)}
 
 
-def _is_to_plan(prompt: Mapping[str, Any]) -> bool:
+def _is_to_plan(front_end: FrontEnd, prompt: Mapping[str, Any]) -> bool:
     """Whether there is something to plan, or to refuse; takes microseconds."""
     if PLAN_FIELD in prompt:
         return False
     text = prompt.get("prompt")
-    return _has_form() or (isinstance(text, str) and is_prompt(text))
+    return _has_form() or (isinstance(text, str) and front_end.is_pml(text))
 
 
 def _has_form() -> bool:
@@ -130,7 +130,7 @@ def check_request() -> None:
 def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | Prompt | None:
     """The PML document that a prompt is, or the tree of what its request asks for."""
     text = None if "prompt_token_ids" in fields else fields.get("prompt")
-    is_pml = isinstance(text, str) and is_prompt(text)
+    is_pml = isinstance(text, str) and front_end.is_pml(text)
     modules = current_options().prompt_modules
     if modules is None or not modules.is_prompt:
         return text if is_pml else None
@@ -153,16 +153,16 @@ class PromptModuleRenderer(BaseRenderer):
         self.planning = PlanningPool()
 
     def render_messages(self, messages: Any, params: Any) -> Any:
-        chat = PMLChat.find(messages)
+        chat = PMLChat.find(messages, self.front_end.is_pml)
         if chat is None:
             return super().render_messages(messages, params)
         return self._plan_chat(chat, params, *super().render_messages(chat.messages, params))
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
         if _has_form():
-            chat = await self.planning.run(PMLChat.find, messages)
+            chat = await self.planning.run(PMLChat.find, messages, self.front_end.is_pml)
         else:
-            chat = PMLChat.find(messages)
+            chat = PMLChat.find(messages, self.front_end.is_pml)
         if chat is None:
             return await super().render_messages_async(messages, params)
         rendered = await super().render_messages_async(chat.messages, params)
@@ -185,7 +185,7 @@ class PromptModuleRenderer(BaseRenderer):
         return super()._tokenize_singleton_prompt(prompt, params) if planned is None else planned
 
     async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
-        if _is_to_plan(prompt):
+        if _is_to_plan(self.front_end, prompt):
             planned = await self.planning.run(self._plan, prompt, params)
         else:
             planned = self._plan(prompt, params)

@@ -20,7 +20,7 @@ def check_layout(
     """
     _check_pins(schema, drafts)
     _check_order(schema)
-    _check_length(schema, max(draft.end for draft in drafts), max_model_len)
+    _check_length(schema, drafts, max_model_len)
 
 
 def scaffold_members(schema: Schema, drafts: Sequence[ModuleDraft]) -> tuple[frozenset[int], ...]:
@@ -79,7 +79,14 @@ def _check_order(schema: Schema) -> None:
         refuse(schema, schema.location, message, hint)
 
 
-def _check_length(schema: Schema, length: int, max_model_len: int | None) -> None:
-    if max_model_len is not None and length > max_model_len:
-        message = f"the schema has {length} positions, more than the model's {max_model_len}"
-        refuse(schema, schema.location, message, "split it into several schemas")
+def _check_length(schema: Schema, drafts: Sequence[ModuleDraft], max_model_len: int | None) -> None:
+    length = max(draft.end for draft in drafts)
+    if max_model_len is None or length <= max_model_len:
+        return
+    message = f"the schema has {length} positions, more than the model's {max_model_len}"
+    longest = max(drafts, key=lambda draft: len(draft.token_ids))
+    if len(longest.token_ids) > max_model_len or schema.layout == "compact":
+        name = quote(longest.path) if longest.path else "text outside of all modules"
+        refuse(schema, schema.location, message, f"shorten it: the longest part is {name}")
+    hint = 'set `layout="compact"`: there only what a prompt imports takes positions'
+    refuse(schema, schema.location, message, hint)

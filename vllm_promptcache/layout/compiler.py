@@ -114,7 +114,8 @@ def _place(
     longest = max(len(placed.text) for placed in texts)
     if max_model_len is not None and not tokenizer.may_fit(longest, max_model_len):
         message = f"a text of {longest} characters is too long for {max_model_len} tokens"
-        refuse(schema, schema.location, message, "split it")
+        hint = 'split it into modules of a schema with `layout="compact"`, and import a few'
+        refuse(schema, schema.location, message, hint)
     token_ids = dict(zip(texts, tokenizer.encode_placed(texts), strict=True))
     is_compact = schema.layout == "compact"
 

@@ -113,12 +113,7 @@ class LayoutTokenizer:
         """Text of a document's tokens, without a BOS that the tokenizer puts before any text."""
         begins_with_bos = self.bos_id is not None and token_ids[:1] == [self.bos_id]
         tokens = token_ids[1:] if begins_with_bos else token_ids
-        decode: Callable[..., str] = partial(self._tokenizer.decode, skip_special_tokens=False)
-        try:
-            # Tidying up would hide a blank before a full stop.
-            return decode(tokens, clean_up_tokenization_spaces=False)
-        except TypeError:  # vLLM's own tokenizers never do.
-            return decode(tokens)
+        return self._decode(tokens, skip_special_tokens=False)
 
     def may_fit(self, num_chars: int, num_tokens: int) -> bool:
         """Whether a text of that length may have so few tokens; counting them takes long."""
@@ -216,9 +211,11 @@ class LayoutTokenizer:
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> Any:
         return self._tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]
 
-    def _decode(self, token_ids: list[int]) -> str:
-        # Without these, a tokenizer of vLLM's own writes tokens instead of text.
-        decode: Callable[..., str] = partial(self._tokenizer.decode, skip_special_tokens=True)
+    def _decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        # With these, a tokenizer of vLLM's own writes tokens instead of text.
+        decode: Callable[..., str] = partial(
+            self._tokenizer.decode, skip_special_tokens=skip_special_tokens
+        )
         try:
             # Tidying up would hide a blank before a full stop.
             return decode(token_ids, clean_up_tokenization_spaces=False)
