@@ -29,7 +29,7 @@ texts = st.lists(st.one_of(map(st.sampled_from, (WORDS, MARKS, BLANKS, OTHERS)))
     "".join
 )
 cuts = st.lists(st.integers(0, 40), max_size=6)
-many = settings(deadline=None, max_examples=60)
+many = settings(deadline=None, max_examples=40)
 
 
 def parts_of(text: str, cuts: Sequence[int]) -> list[str]:

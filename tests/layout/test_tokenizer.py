@@ -39,7 +39,7 @@ def test_texts_are_encoded_each_on_its_own(adds_bos: bool) -> None:
     assert tokenizer.encode([]) == []
     trip, empty, a = tokenizer.encode(["a trip", "", "a"])
     assert (len(trip), empty, trip[0]) == (6, [], *a)
-    assert tokenizer.bos_id == (1 if adds_bos else None)
+    assert tokenizer.start_ids == ([1] if adds_bos else [])
     assert tokenizer.placeholder_id == 0
 
 
@@ -57,7 +57,7 @@ def test_roles_of_a_chat_template() -> None:
     tokenizer = LayoutTokenizer(hf_tokenizer(LLAMA3, adds_bos=True, unk="<unk>"))
     assert tokenizer.roles.starts_with_bos
     assert tokenizer.roles.generation_prompt == "<|start|>assistant<|end|>\n\n"
-    assert tokenizer.chat_bos_id == 1
+    assert tokenizer.chat_start_ids == [1]
 
 
 def test_the_text_of_a_document_has_no_bos_of_the_tokenizers() -> None:
@@ -69,3 +69,12 @@ def test_the_text_of_a_document_has_no_bos_of_the_tokenizers() -> None:
     for adds_bos, text in ((True, "a <s> b"), (False, "<s> a <s> b")):
         tokenizer = Decoding(bos="<s>", adds_bos=adds_bos)
         assert LayoutTokenizer(tokenizer).text_of(tokenizer.ids("<s> a <s> b")) == text
+
+
+def test_all_tokens_before_a_text_stand_at_the_start_and_none_behind_it() -> None:
+    """GLM puts two tokens there, BERT one that is not BOS."""
+    plain = hf_tokenizer(CHATML, adds_bos=False, unk=None)
+    plain.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> <unk> $A <s>", special_tokens=[("</s>", 2), ("<unk>", 0), ("<s>", 1)]
+    )
+    assert LayoutTokenizer(plain).start_ids == [2, 0]

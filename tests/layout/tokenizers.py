@@ -32,7 +32,7 @@ CORPUS = (
     "Pieces are tokenised one by one; they read as one text. <user> asks, <bot> answers.",
     "Is 1,234.5 % of 67 more than 89? #1 | 0 && 'tis \"so\", isn't it? Why?",
     "def f(x):\n    return x + 1\n\n\tpass  # twice  the  blanks",
-    "äöü ß é ñ 中文 日本 🙂",
+    "äöü ß é ñ 中文 日本 🙂 ABCDEFGHIJKLMNOPQRSTUVWXYZ",
 )
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|end|>")
 

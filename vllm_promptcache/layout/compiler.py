@@ -103,7 +103,7 @@ def _place(
     max_model_len: int | None,
 ) -> Placement:
     first_role = next(roles_in(schema.children), None)
-    bos_id = tokenizer.bos_id if first_role is None else tokenizer.chat_bos_id
+    start_ids = tokenizer.start_ids if first_role is None else tokenizer.chat_start_ids
     needs_preamble = first_role is not None and first_role.role != "system"
     preamble = tokenizer.roles.preamble if needs_preamble else ""
     writes_bos = first_role is not None and tokenizer.roles.starts_with_bos
@@ -122,7 +122,7 @@ def _place(
     def place(*, has_leads: bool) -> Placement:
         pin = schema.pin or None
         placement = Placement(tokenizer, token_ids, encode, repair, pin, is_compact, has_leads)
-        placement.place(schema.children, bos_id=bos_id, start=start, preamble=preamble)
+        placement.place(schema.children, start_ids=start_ids, start=start, preamble=preamble)
         return placement
 
     # In other schemas there are the positions of the modules before it.

@@ -79,13 +79,13 @@ class Placement:
     cursor: int = 0
 
     def place(
-        self, children: Sequence[SchemaNode], *, bos_id: int | None, start: str, preamble: str
+        self, children: Sequence[SchemaNode], *, start_ids: list[int], start: str, preamble: str
     ) -> None:
         """Places a whole schema.
 
         Args:
             children: The schema's children.
-            bos_id: Token for position 0, unless the text that stands there begins with it.
+            start_ids: Tokens for positions from 0 on, unless the text there begins with them.
             start: Text that stands there by itself: BOS where the chat template writes it, or none.
             preamble: Text behind it.
         """
@@ -103,8 +103,8 @@ class Placement:
         self.modules.append(root)
         before = self.tokenizer.placed(preamble, start) if preamble else None
         first = before or first_text(children, self.tokenizer, start)
-        if bos_id is not None and self._ids(first)[:1] != [bos_id]:
-            self._text(root, [bos_id])
+        if self._ids(first)[: len(start_ids)] != start_ids:
+            self._text(root, start_ids)
         if first is None and not start and self.tokenizer.opening:
             # The document begins with whatever is imported first, or with new text.
             self._text(root, self.tokenizer.opening)

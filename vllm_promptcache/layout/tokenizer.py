@@ -110,10 +110,9 @@ class LayoutTokenizer:
         return list(self._piecewise.opening)
 
     def text_of(self, token_ids: list[int]) -> str:
-        """Text of a document's tokens, without a BOS that the tokenizer puts before any text."""
-        begins_with_bos = self.bos_id is not None and token_ids[:1] == [self.bos_id]
-        tokens = token_ids[1:] if begins_with_bos else token_ids
-        return self._decode(tokens, skip_special_tokens=False)
+        """Text of a document's tokens, without BOS where the tokenizer puts it before any text."""
+        num_added = len(self.start_ids) if token_ids[: len(self.start_ids)] == self.start_ids else 0
+        return self._decode(token_ids[num_added:], skip_special_tokens=False)
 
     def may_fit(self, num_chars: int, num_tokens: int) -> bool:
         """Whether a text of that length may have so few tokens; counting them takes long."""
@@ -146,18 +145,24 @@ class LayoutTokenizer:
         return [s for s, end in zip(sentences, ends, strict=True) if end <= MAX_PRIMER_LEN]
 
     @cached_property
-    def bos_id(self) -> int | None:
-        """Token that the tokenizer itself puts before a text, None where it puts none."""
-        bos = self._tokenizer.bos_token_id
-        first = self._encode(["a"], add_special_tokens=True)[0][:1]
-        return bos if bos is not None and first == [bos] else None
+    def start_ids(self) -> list[int]:
+        """Tokens that the tokenizer itself puts before a text: BOS, in some cases others, or none.
+
+        Those that it puts behind a text are left out: a prompt goes on.
+        """
+        (text,) = self._encode(["a"], add_special_tokens=False)
+        (whole,) = self._encode(["a"], add_special_tokens=True)
+        starts = range(len(whole) - len(text) + 1)
+        start = next((i for i in starts if whole[i : i + len(text)] == text), 0)
+        return list(whole[:start])
 
     @property
-    def chat_bos_id(self) -> int | None:
-        """The same for a text with chat roles, whose template may ask for the token as well."""
-        if self.roles.starts_with_bos:
-            return self._tokenizer.bos_token_id
-        return None if self._is_chat else self.bos_id
+    def chat_start_ids(self) -> list[int]:
+        """The same for a text with chat roles, whose template may ask for BOS as well."""
+        bos_id = self._tokenizer.bos_token_id
+        if self.roles.starts_with_bos and bos_id is not None:
+            return [bos_id]
+        return [] if self._is_chat else self.start_ids
 
     @property
     def bos_text(self) -> str:

@@ -112,7 +112,7 @@ def _is_same(compiled: Compiled, tokenizer: LayoutTokenizer) -> bool:
     if not compiled.layout.has_roles:
         return True
     own = compiled.tokenizer
-    return own.roles == tokenizer.roles and own.chat_bos_id == tokenizer.chat_bos_id
+    return own.roles == tokenizer.roles and own.chat_start_ids == tokenizer.chat_start_ids
 
 
 def _num_bytes(compiled: Compiled) -> int:
