@@ -73,6 +73,7 @@ PRIVATE_NAMES = {
         "Scheduler._get_local_prefix_cache_hit",
         "Scheduler._preempt_request",
         "Scheduler._free_request",
+        "Scheduler._inflight_prefill_reserved_blocks",
     ),
     "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
     "vllm.v1.core.kv_cache_manager": (

@@ -160,7 +160,8 @@ def test_a_probe_whose_request_has_ended_is_an_orphan() -> None:
     prepare(engine)
     request.status = RequestStatus.FINISHED_ABORTED
     engine.residency.finish(request, [])
-    assert engine.residency.take_orphans() == ["prompt-module-probe-0"]
+    *encodes, probe = engine.residency.take_orphans()
+    assert (len(encodes), probe) == (3, "prompt-module-probe-0")
     engine.residency.probes.answer({"prompt-module-probe-0": attention(40)})
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 
-from vllm.v1.request import Request
+from cachetools import LRUCache
+from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.encodes import Encodes
-from vllm_promptcache.core.request import ModularRequest
+from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.tiers import ModuleTiers
-from vllm_promptcache.plan.sequence import ModuleSpan
+from vllm_promptcache.plan.room import Way, fits_surely, num_blocks_needed
 from vllm_promptcache.store import ModuleStore
+
+# Modules whose way into the cache is remembered, so that their text is unpacked once.
+MAX_NUM_WAYS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class BlockDemand:
 
     Attributes:
         store: The resident modules.
-        tiers: Says which modules are relocated rather than encoded.
+        tiers: Says which modules are relocated or brought back rather than encoded.
         encodes: The encodes under way.
         block_size: Tokens a block.
     """
@@ -28,36 +33,71 @@ class BlockDemand:
     tiers: ModuleTiers
     encodes: Encodes
     block_size: int
+    _ways: LRUCache[bytes, Way] = field(default_factory=lambda: LRUCache(MAX_NUM_WAYS))
 
-    def of(self, request: Request, modular: ModularRequest | None, *, is_held: bool) -> int:
-        """Blocks that must be free for a request and the modules that it waits for.
+    def needed(self, modular: ModularRequest, num_tokens: int) -> int:
+        """Blocks that the cache must have for a request with so many tokens; about, if it has them.
+
+        Raises:
+            PlanError: A packed module of its plan is malformed.
+        """
+        sequence, size = modular.sequence, self.block_size
+        num_usable = self.store.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
+        num_bytes = sum(map(len, modular.modules.values()))
+        if fits_surely(sequence, num_tokens, num_bytes, size, num_usable):
+            return sequence.num_blocks(num_tokens, size)
+        return num_blocks_needed(sequence, num_tokens, lambda key: self.encoded(modular, key), size)
+
+    def encoded(self, modular: ModularRequest, key: bytes) -> Way:
+        """How a module of a plan becomes resident by an encode.
+
+        Raises:
+            PlanError: The packed module is malformed.
+        """
+        store_key = modular.store_key(key)
+        if (way := self._ways.get(store_key)) is None:
+            relocation = modular.relocations.get(key)
+            spec = modular.spec_of(key if relocation is None else relocation.origin)
+            way = self._ways[store_key] = Way.of(spec, self.block_size)
+        return way
+
+    def now(self, modular: ModularRequest, key: bytes, others: Collection[bytes]) -> Way:
+        """How a module of a plan becomes resident as things are.
 
         Args:
-            request: A waiting request.
-            modular: Its state if it reads modules.
-            is_held: Whether all of these are pinned.
+            modular: The request.
+            key: The module's key in its plan.
+            others: Keys in the store of modules that others have been counted for.
+
+        Raises:
+            PlanError: The packed module is malformed.
         """
-        if modular is None:
-            return self._num_blocks(request.num_tokens)
-        if is_held:
-            return modular.num_own_blocks
-        spans = modular.sequence.spans
-        return modular.num_own_blocks + sum(self._to_provide(modular, span) for span in spans)
+        store_key = modular.store_key(key)
+        if store_key in others:
+            return Way(0)
+        if (module := self.store.lookup(store_key)) is not None:
+            return Way(sum(block.ref_cnt == 0 for block in module.blocks))
+        if (encode := self.encode_for(modular, key)) is not None and is_running(encode):
+            return Way(0)  # its blocks are among the encode's
+        way = self.encoded(modular, key)
+        return Way(way.num_blocks) if self._is_near(modular, key) else way
 
-    def _to_provide(self, modular: ModularRequest, span: ModuleSpan) -> int:
-        key = modular.store_key(span.key)
-        num_blocks = self._to_bring(key, span.num_module_tokens)
-        relocation = self.tiers.relocation_of(modular, span.key)
-        if relocation is None or self.store.lookup(key) is not None:
-            return num_blocks
+    def encode_for(self, modular: ModularRequest, key: bytes) -> EncodeRequest | None:
+        """The encode under way that makes a module of a plan, or what it is relocated from."""
+        relocation = self.tiers.relocation_of(modular, key)
+        origin = key if relocation is None else relocation.origin
+        return self.encodes.get(modular.store_key(origin))
+
+    def _is_near(self, modular: ModularRequest, key: bytes) -> bool:
+        """Whether a module that is not resident is brought back or relocated at once."""
+        relocation = self.tiers.relocation_of(modular, key)
+        if relocation is None:
+            return modular.store_key(key) in self.tiers.host
+        # Where there is no room for a copy, the other one moves.
         origin = modular.store_key(relocation.origin)
-        return num_blocks + self._to_bring(origin, span.num_module_tokens)
+        return self.store.lookup(origin) is not None or origin in self.tiers.host
 
-    def _to_bring(self, key: bytes, num_tokens: int) -> int:
-        if (module := self.store.lookup(key)) is not None:
-            return sum(block.ref_cnt == 0 for block in module.blocks)
-        # An encode that is under way counts for itself.
-        return 0 if key in self.encodes else self._num_blocks(num_tokens)
 
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
+def is_running(modular: ModularRequest) -> bool:
+    """Whether a request has its blocks."""
+    return modular.request.status == RequestStatus.RUNNING

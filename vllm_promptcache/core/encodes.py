@@ -20,18 +20,35 @@ class Encodes:
     num_started: int = 0
     _by_key: dict[bytes, EncodeRequest] = field(default_factory=dict)
     _orphans: dict[str, EncodeRequest] = field(default_factory=dict)
+    _outranked: dict[str, tuple[Request, tuple[int, float]]] = field(default_factory=dict)
     _counter: Iterator[int] = field(default_factory=itertools.count)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._by_key
 
-    def join(self, key: bytes, waiter: str) -> bool:
+    def get(self, key: bytes) -> EncodeRequest | None:
+        """The encode of a module, None if there is none."""
+        return self._by_key.get(key)
+
+    def join(self, key: bytes, waiter: ModularRequest) -> bool:
         """Adds a waiter to the encode of `key`; returns whether there is one."""
         encode = self._by_key.get(key)
         if encode is None:
             return False
-        encode.waiters.add(waiter)
+        encode.waiters.add(waiter.request_id)
+        rank = waiter.request.priority, waiter.request.arrival_time
+        if rank < (encode.request.priority, encode.request.arrival_time):
+            self._outranked[encode.request_id] = encode.request, rank
         return True
+
+    def take_outranked(self) -> list[tuple[Request, tuple[int, float]]]:
+        """Returns encodes that a request waits for which comes before them, with its rank.
+
+        A rank is priority and time of arrival. The encodes keep theirs: a queue is sorted by it.
+        """
+        outranked = list(self._outranked.values())
+        self._outranked.clear()
+        return outranked
 
     def start(self, waiter: ModularRequest, key: bytes) -> EncodeRequest:
         """Makes the request that encodes module `key` of the waiter's plan.
@@ -65,6 +82,7 @@ class Encodes:
         """Forgets an encode that has ended, in whatever way."""
         self._by_key.pop(encode.key, None)
         self._orphans.pop(encode.request_id, None)
+        self._outranked.pop(encode.request_id, None)
 
     def take_orphans(self) -> list[str]:
         """Returns the ids of encodes that nobody waits for any more, to be aborted."""

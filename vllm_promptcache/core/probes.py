@@ -61,6 +61,10 @@ class Probes:
         self._by_asker[asker.request_id] = probe
         return probe
 
+    def of(self, asker: ModularRequest) -> ProbeRequest | None:
+        """The probe that a request waits for, None if it waits for none."""
+        return self._by_asker.get(asker.request_id)
+
     def answer(self, attention: Mapping[str, Attention]) -> None:
         """Repairs the requests whose probes have told what their last tokens attend to."""
         for asker_id, probe in list(self._by_asker.items()):

@@ -7,6 +7,8 @@ read those modules instead, and equal a plain prefill.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat import reorder_prompt
@@ -51,15 +53,27 @@ class Promotions:
         self._promoted: set[bytes] = set()
         self._current: ModularRequest | None = None
 
-    def exact(self, request: Request, plan: PackedPlan, block_size: int) -> ModularRequest | None:
+    def exact(
+        self,
+        request: Request,
+        plan: PackedPlan,
+        block_size: int,
+        fits: Callable[[ModularRequest], bool],
+    ) -> ModularRequest | None:
         """Returns the state of a request that can be served exactly at once, else None.
 
         Mutates the request: its tokens are then in the order of the exact sequence.
+
+        Args:
+            request: A new request.
+            plan: Its plan.
+            block_size: Tokens a block.
+            fits: Whether the pool can hold a request, should its modules be gone again.
         """
         if plan.exact is None:
             return None
         exact = ModularRequest.of(request, plan, plan.exact.sequence, block_size)
-        if not self.is_ready(exact):
+        if not fits(exact) or not self.is_ready(exact):
             return None
         exact.exact_paths = plan.exact.paths
         reorder_prompt(request, plan.exact.token_ids)

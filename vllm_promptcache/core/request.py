@@ -38,7 +38,9 @@ class ModularRequest:
         mapped: The modules it reads, set when it is being admitted; None if one is missing.
         num_private_hits: Private blocks it was found to share with an earlier request, set with
             `mapped`; they hold the tails of its modules.
-        num_encodes: Encodes that were started for it.
+        runs_alone: Whether it may outgrow the cache: once it has generated some tokens it could
+            not be admitted again, so that nothing may make it wait.
+        was_disturbed: Whether it lost modules that it had waited for.
         schema: Name of its prompt's schema; empty for an encode.
         since: When it arrived, in seconds of the monotonic clock.
         exact_paths: Paths of the modules it reads where they were promoted; else the plan's hold.
@@ -58,7 +60,8 @@ class ModularRequest:
     reads_private_blocks: bool = False
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
     num_private_hits: int = 0
-    num_encodes: int = 0
+    runs_alone: bool = False
+    was_disturbed: bool = False
     encoded_keys: set[bytes] = field(default_factory=set)
     schema: str = ""
     since: float = field(default_factory=time.monotonic)

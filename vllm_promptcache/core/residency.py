@@ -93,12 +93,14 @@ class ModuleResidency:
         self.adapters = Adapters()
         self.rejected: dict[str, str] = {}
         supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
-        self._waiting = WaitingRequests(supply, self.probes, self.rejected, self.get, block_size)
+        self._requests: dict[str, ModularRequest] = {}
+        self._waiting = WaitingRequests(
+            supply, self.probes, self.rejected, self._requests, block_size
+        )
         self._ended_internal: set[str] = set()
         self._pool = block_pool
         self._block_size = block_size
         self._max_rows = max_rows
-        self._requests: dict[str, ModularRequest] = {}
         self._admitted: list[ModularRequest] = []
 
     @property
@@ -135,10 +137,10 @@ class ModuleResidency:
             return
         try:
             plan = unpack_plan(extra_args[PLAN_KEY], num_prompt_tokens=request.num_prompt_tokens)
+            modular = self._make(request, plan)
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        modular = self._make(request, plan)
         num_rows = modular.sequence.num_attention_rows
         if self._max_rows is not None and num_rows > self._max_rows:
             self.rejected[request.request_id] = (
@@ -160,7 +162,7 @@ class ModuleResidency:
 
     def _make(self, request: Request, plan: PackedPlan) -> ModularRequest:
         """The state of a new request: the exact one if all that it needs is resident."""
-        exact = self.promotions.exact(request, plan, self._block_size)
+        exact = self.promotions.exact(request, plan, self._block_size, self._waiting.fits)
         if exact is not None:
             return exact
         modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
@@ -190,6 +192,8 @@ class ModuleResidency:
         if (found := self.promotions.next()) is None:
             return []
         try:
+            if not self._waiting.fits(found[0]):
+                return []
             return self._enter(self._waiting.encode(*found))
         except PlanError:
             # Requests of the same plan say so.
@@ -220,7 +224,7 @@ class ModuleResidency:
         """
         if (modular := self._requests.pop(request.request_id, None)) is None:
             return
-        self._waiting.leave(modular)
+        self._waiting.ended(modular)
         self.probes.leave(modular)
         if isinstance(modular, InternalRequest):
             self._ended_internal.add(modular.request_id)
@@ -243,12 +247,15 @@ class ModuleResidency:
         """Lets go of all modules but those of the holders in `keep`: request ids, `PIN_OWNER`."""
         self._waiting.release(keep)
 
-    def prepare(self, waiting: Iterable[Request], num_running: int) -> list[Request]:
+    def prepare(
+        self, waiting: Iterable[Request], num_running: int, num_reserved: int = 0
+    ) -> list[Request]:
         """Pins the modules of the requests near admission and starts the encodes they need.
 
         Args:
             waiting: The waiting queue, head first.
-            num_running: Running requests; each may need a block in this step.
+            num_running: Running requests of users; each may need a block in this step.
+            num_reserved: Blocks that running requests still need for their prompts.
 
         Returns:
             New encodes and probes, to be put ahead of the queue in this order.
@@ -258,7 +265,7 @@ class ModuleResidency:
         if not self._waiting:
             self.prefetch.advance()
             self.tiers.drop_unclaimed(keep=self.prefetch.wanted)
-        return self._enter(self._waiting.prepare(waiting, num_running))
+        return self._enter(self._waiting.prepare(waiting, num_running, num_reserved))
 
     def holds_back(self, request: Request) -> bool:
         """Whether `request`, the next one in the queue, must not be admitted in this step."""
@@ -311,7 +318,7 @@ class ModuleResidency:
         """
         if (modular := self.get(request)) is not None:
             self._step.admit(modular, block_ids)
-            self._waiting.leave(modular)
+            self._waiting.admitted(modular)
             self._admitted.append(modular)
 
     def end_step(

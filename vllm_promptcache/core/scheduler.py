@@ -13,6 +13,7 @@ from typing import Any
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
@@ -114,9 +115,25 @@ class PromptModuleMixin(Scheduler):
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
-        self._add_internal(self.residency.prepare(self.waiting, len(self.running)))
+        num_users = sum(not self._is_internal(request) for request in self.running)
+        num_reserved = self._inflight_prefill_reserved_blocks()
+        self._add_internal(self.residency.prepare(self.waiting, num_users, num_reserved))
+        self._raise_outranked()
         with compat.limited_step(self, self._attention.start_step(self.running)):
             return super().schedule(throttle_prefills)
+
+    def _is_internal(self, request: Request) -> bool:
+        return isinstance(self.residency.get(request), InternalRequest)
+
+    def _raise_outranked(self) -> None:
+        """Gives encodes the rank of a better request that has come to wait for them."""
+        for request, rank in self.residency.encodes.take_outranked():
+            is_queued = request.status != RequestStatus.RUNNING
+            if self.policy == SchedulingPolicy.PRIORITY and is_queued:
+                self.waiting.remove_request(request)
+            request.priority, request.arrival_time = rank
+            if self.policy == SchedulingPolicy.PRIORITY and is_queued:
+                self.waiting.add_request(request)
 
     def _add_internal(self, requests: Sequence[Request]) -> None:
         # Each is put at the head of the queue, so the first one goes last.
@@ -162,7 +179,7 @@ class PromptModuleMixin(Scheduler):
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
 
     def _enqueue_waiting_request(self, request: Request) -> None:
-        if isinstance(self.residency.get(request), InternalRequest):
+        if self._is_internal(request):
             self.waiting.prepend_request(request)
         else:
             super()._enqueue_waiting_request(request)

@@ -8,13 +8,8 @@ from vllm_promptcache.core.encodes import Encodes
 from vllm_promptcache.core.metrics import ModuleMetrics
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.tiers import ModuleTiers
-from vllm_promptcache.errors import PlanError
 from vllm_promptcache.plan.sequence import Relocation
 from vllm_promptcache.store import ModuleStore, Pins
-
-# A request is given up when it started this many encodes for each of its modules and still never
-# found all of them resident: they do not fit the pool together.
-MAX_ENCODES_PER_MODULE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +37,7 @@ class ModuleSupply:
             return self._relocate(modular, relocation)
         if self.tiers.may_have(store_key):
             self._bring_back(store_key)
-        elif not self.encodes.join(store_key, modular.request_id):
+        elif not self.encodes.join(store_key, modular):
             return self.encode(modular, key)
         return None
 
@@ -50,13 +45,9 @@ class ModuleSupply:
         """Starts the encode of a module of the waiter's plan, and counts it.
 
         Raises:
-            PlanError: The packed module is malformed, or so many encodes have not been enough
-                that the waiter's modules cannot fit the KV cache together.
+            PlanError: The packed module is malformed.
         """
-        waiter.num_encodes += 1
         waiter.encoded_keys.add(waiter.store_key(key))
-        if waiter.num_encodes > MAX_ENCODES_PER_MODULE * len(waiter.sequence.spans):
-            raise PlanError("the prompt's modules do not fit the KV cache together")
         return self.encodes.start(waiter, key)
 
     def _relocate(self, modular: ModularRequest, relocation: Relocation) -> EncodeRequest | None:

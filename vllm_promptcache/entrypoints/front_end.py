@@ -16,8 +16,10 @@ from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
+from vllm_promptcache.plan.codec import unpack_plan
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline, reading_order
+from vllm_promptcache.plan.room import fits_surely, num_blocks_of_plan
 from vllm_promptcache.pml import (
     NO_REPAIR,
     Prompt,
@@ -183,13 +185,22 @@ class FrontEnd:
         return plain
 
     def _check_room(self, plan: PromptPlan) -> None:
-        num_blocks = self.vllm_config.cache_config.num_gpu_blocks
-        num_needed = plan.sequence.num_blocks(plan.num_tokens + 1, self.block_size)
-        # One block is vLLM's null block. The number is not known before the engine has started.
-        if num_blocks is not None and num_needed > num_blocks - 1:
+        num_blocks, size = self.vllm_config.cache_config.num_gpu_blocks, self.block_size
+        # The number is not known before the engine has started.
+        if num_blocks is None:
+            return
+        num_usable = num_blocks - 1  # one is vLLM's null block
+        num_tokens = plan.num_tokens + 1
+        if fits_surely(plan.sequence, num_tokens, len(plan.packed), size, num_usable):
+            return
+        packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
+        num_needed = num_blocks_of_plan(packed, num_tokens, size, num_usable)
+        if num_needed > num_usable:
+            is_for_encodes = num_needed > plan.sequence.num_blocks(num_tokens, size)
             raise PlanError(
-                f"the prompt with its modules needs {num_needed} KV cache blocks of "
-                f"{self.block_size} tokens, the cache has {num_blocks - 1}",
+                f"the prompt with its modules needs {num_needed} KV cache blocks of {size} tokens"
+                f"{' while these are encoded' if is_for_encodes else ''}, the cache has "
+                f"{num_usable}",
                 "import fewer modules, or start with a larger KV cache",
             )
 
