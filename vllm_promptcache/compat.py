@@ -62,8 +62,12 @@ PRIVATE_NAMES = {
         "OpenAIServingChat.chat_completion_stream_generator",
     ),
     "vllm.v1.engine.input_processor": ("InputProcessor.process_inputs",),
-    # `entrypoints/reading_order.py`.
-    "vllm.v1.engine.output_processor": ("OutputProcessor.add_request",),
+    # `entrypoints/reading_order.py`; reasons: `entrypoints/ended.py`.
+    "vllm.v1.engine.output_processor": (
+        "OutputProcessor.add_request",
+        "OutputProcessor.process_outputs",
+        "RequestOutputCollector.put",
+    ),
     # Routes: `plugin.py`, `entrypoints/engine_modules.py`.
     "vllm.plugins": ("load_endpoint_plugins",),
     # Scheduling: `core/scheduler.py`.

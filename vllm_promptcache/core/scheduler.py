@@ -159,6 +159,9 @@ class PromptModuleMixin(Scheduler):
         reasons = self.residency.take_rejected()
         by_client: dict[int, list[EngineCoreOutput]] = defaultdict(list)
         for request in self.finish_requests(list(reasons), RequestStatus.FINISHED_ERROR):
+            logger.warning(
+                "Request %s is not served: %s", request.request_id, reasons[request.request_id]
+            )
             by_client[request.client_index].append(
                 EngineCoreOutput(
                     request_id=request.request_id,

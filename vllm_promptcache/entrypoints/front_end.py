@@ -197,10 +197,14 @@ class FrontEnd:
         num_needed = num_blocks_of_plan(packed, num_tokens, size, num_usable)
         if num_needed > num_usable:
             is_for_encodes = num_needed > plan.sequence.num_blocks(num_tokens, size)
-            raise PlanError(
+            message = (
                 f"the prompt with its modules needs {num_needed} KV cache blocks of {size} tokens"
                 f"{' while these are encoded' if is_for_encodes else ''}, the cache has "
-                f"{num_usable}",
+                f"{num_usable}"
+            )
+            logger.warning("A prompt of schema %r is refused: %s", plan.schema, message)
+            raise PlanError(
+                message,
                 "import fewer modules, or start with a larger KV cache",
             )
 

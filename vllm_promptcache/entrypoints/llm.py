@@ -14,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_promptcache.compat import call_utility
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.core.introspection import PIN_UTILITY
+from vllm_promptcache.entrypoints.ended import check_served
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin
 from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
@@ -99,7 +100,8 @@ class LLM(vllm.LLM):
         self._pin(name, pins)
         if warm or pins:
             prompts = [planned_prompt("", plan) for plan in self.front_end.warm_plans(name)]
-            super().generate(prompts, SamplingParams(max_tokens=1, detokenize=False))
+            params = SamplingParams(max_tokens=1, detokenize=False)
+            check_served(super().generate(prompts, params))
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema; its modules leave the KV cache as room is needed.
@@ -151,11 +153,21 @@ class LLM(vllm.LLM):
 
         Raises:
             PMLError: A PML prompt is not valid, or does not fit its schema.
+            RequestsEnded: The engine could not serve some of them; the outputs are on it.
         """
         if isinstance(prompts, str | Mapping):
             prompts = [prompts]
         planned = [plan_if_pml(self.front_end, prompt, reuse=reuse) for prompt in prompts]
-        return super().generate(planned, sampling_params, **kwargs)
+        return check_served(super().generate(planned, sampling_params, **kwargs))
+
+    def chat(self, *args: Any, **kwargs: Any) -> list[RequestOutput]:
+        """As `vllm.LLM.chat`, with messages that may be PML.
+
+        Raises:
+            PMLError: A PML message is not valid, or does not fit its schema.
+            RequestsEnded: As `generate`.
+        """
+        return check_served(super().chat(*args, **kwargs))
 
     def beam_search(self, prompts: Any, *args: Any, **kwargs: Any) -> Any:
         """As `vllm.LLM.beam_search`, which cannot take PML prompts.

@@ -22,6 +22,7 @@ from vllm_promptcache.compat import wrap
 from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
+from vllm_promptcache.entrypoints.ended import process_outputs
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
 from vllm_promptcache.entrypoints.reading_order import EngineTokens, add_request
@@ -308,6 +309,7 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
     wrap(OpenAIServingChat, "chat_completion_stream_generator", detail.in_stream)
     wrap(InputProcessor, "process_inputs", process_inputs)
     wrap(OutputProcessor, "add_request", add_request)
+    wrap(OutputProcessor, "process_outputs", process_outputs)
     renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
     name = f"PromptModule{renderer_cls.__name__}"
     return type(name, (PromptModuleRenderer, renderer_cls), {})(config, tokenizer)
