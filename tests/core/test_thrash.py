@@ -15,7 +15,7 @@ from tests.generators import random_text
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.store import PinnedModule
 
-from .scheduling import Crowd, ModellessEngine
+from .scheduling import BLOCK_SIZE, Crowd, ModellessEngine
 
 NUM_MODULES = 30
 NUM_UNIONS = 4
