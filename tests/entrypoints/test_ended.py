@@ -26,7 +26,9 @@ REASON = "18 tokens with their modules need 7 KV cache blocks of 4 tokens, the c
 
 
 def output(finish_reason: str, stop_reason: str | None) -> RequestOutput:
-    completion = CompletionOutput(0, "", [], None, None, finish_reason, stop_reason)
+    completion = CompletionOutput(
+        0, "", [], None, None, finish_reason=finish_reason, stop_reason=stop_reason
+    )
     return RequestOutput("1", None, [7], None, [completion], finished=True)
 
 
@@ -54,7 +56,7 @@ def test_a_server_answers_with_400_and_the_reason() -> None:
 
 def test_an_offline_call_raises_the_reason_and_keeps_the_other_outputs() -> None:
     outputs = [output("length", None), output("error", REASON)]
-    with pytest.raises(RequestsEnded, match="1 of 2 prompts .* number 2: 18 tokens") as caught:
+    with pytest.raises(RequestsEnded, match=r"1 of 2 prompts .* number 2: 18 tokens") as caught:
         check_served(outputs)
     assert caught.value.outputs is outputs
     assert pickle.loads(pickle.dumps(caught.value)).message == caught.value.message
