@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 
 from vllm_promptcache.core.demand import BlockDemand, is_running
 from vllm_promptcache.core.request import InternalRequest, ModularRequest
-from vllm_promptcache.plan.room import Way, at_once, in_best_order, peak
+from vllm_promptcache.plan.room import WayOf, at_once, in_best_order, peak
 from vllm_promptcache.plan.sequence import ModuleSpan
 
 
@@ -79,12 +79,13 @@ class Units:
             PlanError: A packed module of its plan is malformed.
         """
         way = cache(lambda key: self.demand.now(modular, key, others))
-        own, ordered = modular.num_own_blocks, self._in_best_order(modular)
-        # Those that are here stay, if that leaves room for the others.
-        kept_first = sorted(ordered, key=lambda span: way(span.key).encode is not None)
+        own, spans = modular.num_own_blocks, modular.sequence.spans
         counted: set[bytes] = set()
-        if (num_blocks := at_once(kept_first, own, way, counted)) <= room:
-            return self._unit(modular, num_blocks, kept_first, counted)
+        if (num_blocks := at_once(spans, own, way, counted)) <= room:
+            return self._unit(modular, num_blocks, _those_here_first(spans, way), counted)
+        ordered = self._in_best_order(modular)
+        # Those that are here stay, if that leaves room for the others.
+        kept_first = _those_here_first(ordered, way)
         num_blocks = peak(kept_first, own, way)
         if num_blocks <= room or self._is_making_progress(modular):
             return self._unit(modular, num_blocks, kept_first)
@@ -96,7 +97,7 @@ class Units:
         return in_best_order(modular.sequence.spans, lambda key: self.demand.encoded(modular, key))
 
     def _peak_in_order(
-        self, modular: ModularRequest, ordered: Sequence[ModuleSpan], way: Callable[[bytes], Way]
+        self, modular: ModularRequest, ordered: Sequence[ModuleSpan], way: WayOf
     ) -> int:
         """The peak if nothing stays but the modules before the first that is missing."""
         kept = takewhile(lambda span: way(span.key).encode is None, ordered)
@@ -142,3 +143,7 @@ class Units:
                 yield from self._members(encode, encode.sequence.spans, is_serial=is_serial)
             if is_serial:
                 break
+
+
+def _those_here_first(spans: Iterable[ModuleSpan], way_of: WayOf) -> list[ModuleSpan]:
+    return sorted(spans, key=lambda span: way_of(span.key).encode is not None)

@@ -183,7 +183,7 @@ class WaitingRequests:
                 for later in near.spans[number + 1 :]:
                     self._store.unpin(modular.request_id, modular.store_key(later.key))
                 break
-        if len(self._store.held(modular.request_id)) == len(modular.sequence.spans) > 0:
+        if {key for _, key in modular.span_keys()} <= self._store.held(modular.request_id):
             self._held.add(modular.request_id)
         return new
 

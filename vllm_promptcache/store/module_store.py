@@ -8,7 +8,7 @@ store cannot believe in a block that was given to somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass, field
 
 from vllm.v1.core.block_pool import BlockPool
@@ -164,7 +164,7 @@ class ModuleStore:
         if not pins:
             self._pins.pop(owner, None)
 
-    def held(self, owner: str) -> Collection[bytes]:
+    def held(self, owner: str) -> Set[bytes]:
         """Keys of the modules that `owner` keeps from eviction."""
         return self._pins.get(owner, {}).keys()
 
