@@ -60,6 +60,13 @@ class PromptModulesConfig:
     """File that `python -m vllm_promptcache.calibrate` has written. It says `encode` and `repair`;
     schemas whose policy has not passed there are served as `exact`."""
 
+    max_schemas: int = Field(default=1000, ge=1)
+    """How many schemas there may be before a server refuses to add one over HTTP."""
+
+    max_schemas_size: float = Field(default=1, gt=0)
+    """GiB of memory that all schemas may take in an API server, once they are compiled (about 50
+    bytes for a token), before it refuses to add one over HTTP."""
+
     max_pinned_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the KV cache's blocks that pinned modules may take together."""
 

@@ -21,6 +21,8 @@ _ENABLE = "enable_prompt_modules"
 _OPTIONS = {
     "prompt_schemas": "schemas",
     "prompt_schemas_read_only": "schemas_read_only",
+    "prompt_schemas_max_count": "max_schemas",
+    "prompt_schemas_max_size": "max_schemas_size",
     "prompt_modules_encode": "encode",
     "prompt_modules_repair": "repair",
     "prompt_modules_profile": "profile",
@@ -41,6 +43,8 @@ _METAVARS = {
     "dir": "DIR",
     "dir_size": "GIB",
     "host_memory": "GIB",
+    "max_schemas": "N",
+    "max_schemas_size": "GIB",
     "max_pinned_share": "SHARE",
     "profile": "FILE",
     "max_promoted_share": "SHARE",

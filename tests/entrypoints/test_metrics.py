@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+import pytest
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from vllm_promptcache.core.metrics import ModuleStats
@@ -12,18 +13,24 @@ from vllm_promptcache.entrypoints.metrics import (
     COUNTERS,
     GAUGES,
     HISTOGRAMS,
-    PREFIX,
     ModulePromMetrics,
     count_plan_error,
 )
+from vllm_promptcache.entrypoints.schema_series import PREFIX, schema_series
 from vllm_promptcache.errors import PMLError
+
+
+@pytest.fixture(autouse=True)
+def travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one schema that is served."""
+    monkeypatch.setattr(schema_series, "_served", lambda: {"travel"})
 
 
 class _Config:
     kv_transfer_config = None
 
 
-def _make_metrics() -> ModulePromMetrics:
+def make_metrics() -> ModulePromMetrics:
     types = {Gauge: Gauge, Counter: Counter, Histogram: Histogram}
     return ModulePromMetrics(_Config(), types, ["engine"], {0: ["0"]})
 
@@ -42,13 +49,13 @@ def test_statistics_add_up() -> None:
 
 
 def test_a_second_engine_in_one_process_takes_over_the_metrics() -> None:
-    _make_metrics().observe({"tokens_reused": 1}, 0)
-    _make_metrics().observe({"tokens_reused": 2}, 0)
+    make_metrics().observe({"tokens_reused": 1}, 0)
+    make_metrics().observe({"tokens_reused": 2}, 0)
     assert 'promptcache_tokens_reused_total{engine="0"} 2.0' in generate_latest().decode()
 
 
 def test_every_statistic_becomes_a_metric_and_the_dashboard_uses_no_other() -> None:
-    metrics = _make_metrics()
+    metrics = make_metrics()
     data = dict.fromkeys((*COUNTERS, *GAUGES), 7) | {key: [0.2] for key in HISTOGRAMS}
     metrics.observe(data | {"hits": {"travel": 3}, "misses": {"travel": 1}}, 0)
     count_plan_error(PMLError("bad", "<prompt>", 1, 1, "x", 0))

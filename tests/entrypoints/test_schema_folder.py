@@ -38,18 +38,26 @@ def front_end(path: Path | None) -> FrontEnd:
     return FrontEnd(planner, config, folder)
 
 
+def names(service: SchemaService) -> list[str]:
+    return [layout.name for layout in service.layouts()]
+
+
+def describe(service: SchemaService, name: str) -> dict[str, Any]:
+    return service.describe(service.layout(name))
+
+
 def test_what_is_posted_is_kept_and_shared(tmp_path: Path) -> None:
     one, two = (SchemaService(front_end(tmp_path), 2) for _ in range(2))
     assert one.add(schema("a", "x y", "z")).is_new
-    assert two.names() == ["a"]
+    assert names(two) == ["a"]
     change = two.replace("a", schema("a", "x y", "z w"))
     assert (change.is_new, change.num_kept_tokens, change.num_changed_tokens) == (False, 2, 2)
-    described = one.describe("a")
-    assert described["modules"][2]["num_tokens"] == 2
+    described = describe(one, "a")
+    assert described["modules"][2].num_tokens == 2
     assert (described["policy"], described["reason"]) == ("isolated", None)
-    assert SchemaService(front_end(tmp_path)).names() == ["a"]
+    assert names(SchemaService(front_end(tmp_path))) == ["a"]
     one.remove("a")
-    assert two.names() == []
+    assert names(two) == []
     with pytest.raises(NotFoundError):
         two.remove("a")
     assert not list(tmp_path.iterdir())
@@ -71,7 +79,7 @@ def test_files_by_hand_are_not_overwritten(tmp_path: Path) -> None:
     for write in (lambda: service.replace("a", schema("a", "y")), lambda: service.remove("a")):
         with pytest.raises(ConflictError, match="comes from the file"):
             write()
-    assert service.describe("a")["modules"][1]["num_tokens"] == 1
+    assert describe(service, "a")["modules"][1].num_tokens == 1
 
 
 def test_a_file_that_breaks_keeps_its_last_version(tmp_path: Path) -> None:
@@ -79,7 +87,7 @@ def test_a_file_that_breaks_keeps_its_last_version(tmp_path: Path) -> None:
     service.add(schema("a", "x"))
     (tmp_path / "new").write_text("<schema")
     os.replace(tmp_path / "new", tmp_path / "a.pml")
-    assert service.names() == ["a"]
+    assert names(service) == ["a"]
     with pytest.raises(PMLError):
         front_end(tmp_path)
 
@@ -96,7 +104,7 @@ def test_a_folder_that_cannot_be_written_changes_nothing(
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(ServerError, match="No space left"):
         service.replace("a", schema("a", "y z"))
-    assert service.describe("a")["modules"][1]["num_tokens"] == 1
+    assert describe(service, "a")["modules"][1].num_tokens == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.pml"]
 
 

@@ -14,11 +14,15 @@ from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY, Mod
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt
+from vllm_promptcache.entrypoints.warming import Warming
 from vllm_promptcache.errors import ConflictError, PromptCacheError
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.pml import Pin
+
+# Behind whatever users ask for, where the scheduler heeds priorities.
+_LAST = 2**31 - 1
 
 logger = module_logger(__name__)
 
@@ -44,16 +48,18 @@ class EngineModules:
             return []
         return await self._status([module.key for module in layout.modules])
 
-    async def warm(self, name: str, salt: str | None) -> None:
-        """Encodes all modules of a schema.
+    async def warm(self, layout: SchemaLayout, salt: str | None) -> None:
+        """Encodes all modules of a schema, behind the requests of users where it can be.
 
         Raises:
             ClientError: It is private and there is no salt.
+            ConflictError: It is not the one that is served, or not any more.
         """
-        plans = self.front_end.warm_plans(name, salt=salt)
-        await asyncio.gather(*map(self._encode, plans))
+        planner = self.front_end.planner
+        plans = await asyncio.to_thread(planner.warm_plans, layout.name, salt=salt)
+        await Warming(layout, plans, self._encode, lambda: planner.serves(layout)).run()
 
-    async def pin(self, name: str, pin: Pin | None = None) -> bool:
+    async def pin(self, layout: SchemaLayout, pin: Pin | None = None) -> bool:
         """Pins the modules of a schema that it or `pin` says, and no other of it.
 
         Returns:
@@ -63,9 +69,8 @@ class EngineModules:
             ConflictError: Too much of the KV cache would be pinned; nothing has changed.
             ClientError: The schema is private.
         """
-        front_end = self.front_end
-        pins = engine_pins(front_end.planner.layout(name), front_end.block_size, pin)
-        for refusal in await self._call(PIN_UTILITY, name, pins):
+        pins = engine_pins(layout, self.front_end.block_size, pin)
+        for refusal in await self._call(PIN_UTILITY, layout.name, pins):
             if refusal:
                 raise ConflictError(refusal)
         return bool(pins)
@@ -76,12 +81,12 @@ class EngineModules:
 
     async def start(self) -> None:
         """Pins what the documents of all schemas ask for, and encodes it; logs what fails."""
-        for name in self.front_end.planner.schemas:
+        for layout in self.front_end.planner.schemas.values():
             try:
-                if await self.pin(name):
-                    await self.warm(name, None)
+                if await self.pin(layout):
+                    await self.warm(layout, None)
             except PromptCacheError as error:
-                logger.error("Schema %s is not pinned: %s", name, error)
+                logger.error("Schema %s is not pinned: %s", layout.name, error)
 
     async def explain(self, name: str, prompt: str, salt: str | None) -> dict[str, Any]:
         """Explains a prompt: its layout, what is resident, what would be computed.
@@ -122,7 +127,9 @@ class EngineModules:
         renderer = self.client.renderer
         (prompt,) = await renderer.render_cmpl_async([planned_prompt("", plan)])
         params = SamplingParams(max_tokens=1, detokenize=False)
-        async for _ in self.client.generate(prompt, params, f"warm-{uuid4()}"):
+        is_ranked = self.front_end.vllm_config.scheduler_config.policy == "priority"
+        priority = _LAST if is_ranked else 0
+        async for _ in self.client.generate(prompt, params, f"warm-{uuid4()}", priority=priority):
             pass
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.load_profile import load_profile
 from vllm_promptcache.entrypoints.metrics import count_plan_error
-from vllm_promptcache.entrypoints.schema_folder import SchemaFolder, read_schema
-from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.entrypoints.schema_files import read_schema
+from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
+from vllm_promptcache.entrypoints.schema_info import SchemaInfo, info_bytes
+from vllm_promptcache.entrypoints.schema_series import schema_series
 from vllm_promptcache.errors import PlanError, PromptCacheError
+from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
@@ -22,6 +27,7 @@ from vllm_promptcache.plan.prompt_plan import baseline, reading_order
 from vllm_promptcache.plan.room import fits_surely, num_blocks_of_plan
 from vllm_promptcache.pml import (
     NO_REPAIR,
+    PROMPT_LIMITS,
     Prompt,
     Repair,
     SchemaPolicy,
@@ -75,6 +81,7 @@ class FrontEnd:
             gate=None if profile is None else PolicyGate(profile),
             promotes=config.promote_after > 0,
             budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
+            on_remove=schema_series.forget,
         )
         # Loads the grammar now, so that the first prompt need not.
         parse_prompt('<prompt schema="none">none</prompt>')
@@ -83,6 +90,7 @@ class FrontEnd:
             folder = SchemaFolder(Path(config.schemas), planner)
             folder.load()
         front_end = cls(planner, vllm_config, folder, reads_pml=config.prompts_from == "any")
+        schema_series.follow(front_end.names)
         front_end._announce()
         return front_end
 
@@ -118,12 +126,26 @@ class FrontEnd:
         else:
             path = Path(source)
             schema = parse_schema(read_schema(path), name=str(path), base_dir=path.parent)
-        return SchemaInfo.of(self.planner.add_schema(schema), self.block_size)
+        return self.describe(self.planner.add_schema(schema))
 
-    def sync(self) -> None:
-        """Takes over what other API servers have changed in the schema folder."""
+    def sync(self, name: str | None = None) -> None:
+        """Takes over what other API servers have changed in the schema folder.
+
+        Args:
+            name: Only what concerns this schema, so that no other one is waited for.
+        """
         if self.folder is not None:
-            self.folder.sync()
+            self.folder.sync(name)
+
+    def find(self, name: str) -> SchemaLayout | None:
+        """The schema of a name as it is now, None if there is none."""
+        self.sync(name)
+        found = self.planner.find(name)
+        return None if found is None else found.layout
+
+    def names(self) -> Collection[str]:
+        """Names of all schemas, those included that other API servers have just added."""
+        return self.planner.names if self.folder is None else self.folder.names()
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema. Requests in flight are not touched: they carry their plans.
@@ -136,10 +158,14 @@ class FrontEnd:
     @property
     def schemas(self) -> dict[str, SchemaInfo]:
         """The schemas by name, as they are now."""
-        layouts = self.planner.schemas.items()
-        return {name: SchemaInfo.of(layout, self.block_size) for name, layout in layouts}
+        return {name: self.describe(layout) for name, layout in self.planner.schemas.items()}
 
-    def warm_plans(self, name: str, *, salt: str | None = None) -> list[PromptPlan]:
+    def describe(self, layout: SchemaLayout) -> SchemaInfo:
+        """What users are told of a schema; summarized once."""
+        summarize = partial(SchemaInfo.of, layout, self.block_size)
+        return layout.derived.get("info", summarize, info_bytes)
+
+    def warm_plans(self, name: str, *, salt: str | None = None) -> Iterator[PromptPlan]:
         """Short sequences that make the engine encode all modules of a schema."""
         return self.planner.warm_plans(name, salt=salt)
 
@@ -162,7 +188,7 @@ class FrontEnd:
             PlanError: The engine's KV cache can never hold the prompt and its modules.
         """
         try:
-            self.sync()
+            self._catch_up(prompt)
             plan = self.planner.plan(prompt, reuse=reuse, salt=salt, chat=chat)
             self._check_room(plan)
         except PromptCacheError as error:
@@ -173,6 +199,14 @@ class FrontEnd:
     def text_of(self, plan: PromptPlan) -> str:
         """The text of a prompt as the model reads it, with the texts of its modules."""
         return self.planner.tokenizer.text_of(reading_order(plan))
+
+    def _catch_up(self, prompt: str | Prompt) -> None:
+        """Compiles what the folder has of the prompt's schema, if anything in it has changed."""
+        if self.folder is not None and self.folder.look():
+            parsed = prompt
+            if isinstance(parsed, str):
+                parsed = parse_prompt(parsed, limits=PROMPT_LIMITS)
+            self.folder.sync(parsed.schema)
 
     def baseline(self, plan: PromptPlan) -> PromptPlan:
         """Plans the same prompt as one plain prefill.

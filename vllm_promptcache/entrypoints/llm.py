@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +25,9 @@ from vllm_promptcache.errors import ConflictError, PlanError, UnsupportedError
 from vllm_promptcache.plan import Explanation
 from vllm_promptcache.plugin import register
 from vllm_promptcache.pml import Pin
+
+# Modules that are encoded in one call; a schema may have thousands.
+_WARM_BATCH = 256
 
 
 class LLM(vllm.LLM):
@@ -99,9 +103,10 @@ class LLM(vllm.LLM):
         pins = engine_pins(layout, self.front_end.block_size, pin)
         self._pin(name, pins)
         if warm or pins:
-            prompts = [planned_prompt("", plan) for plan in self.front_end.warm_plans(name)]
+            plans = self.front_end.warm_plans(name)
             params = SamplingParams(max_tokens=1, detokenize=False)
-            check_served(super().generate(prompts, params))
+            while batch := [planned_prompt("", plan) for plan in islice(plans, _WARM_BATCH)]:
+                check_served(super().generate(batch, params))
 
     def remove_schema(self, name: str) -> None:
         """Forgets a schema; its modules leave the KV cache as room is needed.

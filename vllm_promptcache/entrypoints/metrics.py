@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from prometheus_client import REGISTRY, Counter
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
 
+from vllm_promptcache.entrypoints.schema_series import LABEL, PREFIX, schema_series
 from vllm_promptcache.errors import (
     NotFoundError,
     PlanError,
@@ -42,7 +43,6 @@ GAUGES = {
     "pinned_blocks": ("pinned_blocks", "Of these, blocks held for requests near admission."),
 }
 BY_SCHEMA = ("hits", "misses")
-PREFIX = "promptcache_"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _KINDS = {PMLError: "pml", UnsupportedError: "unsupported", PlanError: "plan", NotFoundError: "404"}
 
@@ -87,6 +87,7 @@ class ModulePromMetrics(KVConnectorPromMetrics):
         }
         for collectors in (self._counters, self._histograms, self._gauges):
             self._registered.extend(collectors.values())
+        schema_series.own({key: self._counters[key] for key in BY_SCHEMA})
 
     def _unregister_previous(self) -> None:
         for collector in self._registered:
@@ -100,7 +101,8 @@ class ModulePromMetrics(KVConnectorPromMetrics):
         for key, value in transfer_stats_data.items():
             if key in BY_SCHEMA:
                 for schema, number in value.items():
-                    self._counters[key].labels(*labels, schema).inc(number)
+                    with schema_series.label(schema) as label:
+                        self._counters[key].labels(*labels, label).inc(number)
             elif key in self._counters:
                 self._counters[key].labels(*labels).inc(value)
             elif key in self._gauges:
@@ -110,7 +112,7 @@ class ModulePromMetrics(KVConnectorPromMetrics):
                     self._histograms[key].labels(*labels).observe(seconds)
 
     def _labels(self, key: str) -> list[str]:
-        return [*self._labelnames, "schema"] if key in BY_SCHEMA else self._labelnames
+        return [*self._labelnames, LABEL] if key in BY_SCHEMA else self._labelnames
 
 
 def count_plan_error(error: PromptCacheError) -> None:

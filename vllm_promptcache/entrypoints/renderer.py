@@ -137,7 +137,7 @@ def _document(front_end: FrontEnd, fields: Mapping[str, Any]) -> str | Prompt | 
         return text if is_pml else None
     if is_pml or not isinstance(text, str):
         raise PlanError("prompt_modules goes with a prompt of plain text")
-    schema = front_end.planner.schemas.get(modules.schema_name or "")
+    schema = front_end.find(modules.schema_name or "")
     document = modules.to_prompt(text, as_user=schema is not None and schema.has_roles)
     if not document.children:
         hint = "import a module or write some text"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from vllm_promptcache.layout import SchemaLayout
 
+# The object and its numbers; the path is the layout's.
+_MODULE_BYTES = 200
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleInfo:
@@ -57,3 +60,8 @@ def _policy(layout: SchemaLayout) -> str:
         return "exact"
     # A schema without modules has its own text only, which is encoded alone.
     return ", ".join(layout.policies) or "isolated"
+
+
+def info_bytes(info: SchemaInfo) -> int:
+    """Bytes of memory that it takes, about."""
+    return _MODULE_BYTES * (1 + len(info.modules))

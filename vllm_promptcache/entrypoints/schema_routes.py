@@ -1,7 +1,8 @@
 """Routes for schemas: `/v1/prompt_schemas`.
 
 vLLM's API key guards all of `/v1`. Bodies are read here, piece by piece, so that a huge one is
-refused before it is in memory; schemas are compiled in threads, so that answers go on meanwhile.
+refused before it is in memory; schemas are compiled and described in threads, so that answers go on
+meanwhile.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_promptcache.compat import wrap
 from vllm_promptcache.config import PromptModulesConfig, admin_key
+from vllm_promptcache.entrypoints.background import follow, while_connected
 from vllm_promptcache.entrypoints.engine_modules import EngineModules
 from vllm_promptcache.entrypoints.pinning import make_pin
+from vllm_promptcache.entrypoints.schema_limits import SchemaLimits
 from vllm_promptcache.entrypoints.schema_service import Change, SchemaService
 from vllm_promptcache.entrypoints.shadow import ShadowCheck
 from vllm_promptcache.errors import (
@@ -31,6 +35,7 @@ from vllm_promptcache.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.pml import DEFAULT_LIMITS, Pin, quote
 
 ADMIN_HEADER = "x-prompt-schemas-admin-key"
@@ -47,6 +52,7 @@ _STATUS = {
 }
 
 _Body = TypeVar("_Body", bound=BaseModel)
+T = TypeVar("T")
 
 
 class SchemaBody(BaseModel):
@@ -92,67 +98,87 @@ class SchemaRoutes:
         modules: The engine's modules.
         read_only: Whether writing is refused.
         admin_key: What a writer must know, empty for nothing.
+        writing: Held while schemas are written.
     """
 
     service: SchemaService
     modules: EngineModules
     read_only: bool = False
     admin_key: str = ""
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def post(self, request: Request) -> Response:
         """Adds a schema: 201, or 200 if it is there already."""
         self._check_writer(request)
         body = await _read(request, SchemaBody)
         pin = make_pin(wanted=body.pin, ttl=body.ttl)
-        change = await asyncio.to_thread(self.service.add, body.text)
-        return await self._written(change, body, pin)
+        change = await self._write(self.service.add, body.text)
+        return await self._written(request, change, body, pin)
 
     async def put(self, request: Request) -> Response:
         """Adds or replaces a schema: 201 or 200."""
         self._check_writer(request)
         body = await _read(request, SchemaBody)
         name, pin = request.path_params["name"], make_pin(wanted=body.pin, ttl=body.ttl)
-        change = await asyncio.to_thread(self.service.replace, name, body.text)
-        return await self._written(change, body, pin)
+        change = await self._write(self.service.replace, name, body.text)
+        return await self._written(request, change, body, pin)
 
-    async def _written(self, change: Change, body: SchemaBody, pin: Pin | None) -> Response:
-        await self._prepare(change.name, body, pin)
-        described = self.service.describe(change.name) | {
+    async def _write(self, write: Callable[..., T], *args: str) -> T:
+        """Calls a writing method of the service in a thread: one, however many wait."""
+        async with self.writing:
+            return await asyncio.to_thread(write, *args)
+
+    async def _written(
+        self, request: Request, change: Change, body: SchemaBody, pin: Pin | None
+    ) -> Response:
+        await while_connected(request, self._prepare(change.layout, body, pin))
+        counts = {
             "num_changed_tokens": change.num_changed_tokens,
             "num_kept_tokens": change.num_kept_tokens,
         }
-        return JSONResponse(described, 201 if change.is_new else 200)
+        status = 201 if change.is_new else 200
+        return await _json(lambda: self.service.describe(change.layout) | counts, status)
 
-    async def _prepare(self, name: str, body: SchemaBody, pin: Pin | None) -> None:
+    async def _prepare(self, layout: SchemaLayout, body: SchemaBody, pin: Pin | None) -> None:
         try:
-            is_pinned = await self.modules.pin(name, pin)
+            is_pinned = await self.modules.pin(layout, pin)
             if body.warm or is_pinned:
-                await self.modules.warm(name, body.cache_salt)
+                await self.modules.warm(layout, body.cache_salt)
         except ClientError as error:
-            await self.modules.unpin(name)
-            message = f"schema {quote(name)} is written, but not pinned or warm: {error.message}"
+            await self.modules.unpin(layout.name)
+            message = (
+                f"schema {quote(layout.name)} is written, but not pinned or warm: {error.message}"
+            )
             raise type(error)(message, error.hint) from None
 
     async def get(self, request: Request) -> Response:
         """Describes a schema and what of it is resident."""
-        name = request.path_params["name"]
-        described = self.service.describe(name)
-        layout = self.service.layout(name)
-        status = await self.modules.status(layout)
-        for module, found in zip(described["modules"], status, strict=bool(status)):
-            module |= asdict(found)
-        return JSONResponse(described)
+        layout = await asyncio.to_thread(self.service.layout, request.path_params["name"])
+        found = await self.modules.status(layout)
+
+        def describe() -> dict[str, Any]:
+            described = self.service.describe(layout)
+            if found:
+                pairs = zip(described["modules"], found, strict=True)
+                described["modules"] = [asdict(info) | asdict(status) for info, status in pairs]
+            return described
+
+        return await _json(describe)
 
     async def get_all(self, request: Request) -> Response:
         """Lists all schemas."""
-        data = [self.service.describe(name) for name in self.service.names()]
-        return JSONResponse({"object": "list", "data": data})
+
+        def describe() -> dict[str, Any]:
+            data = [self.service.describe(layout) for layout in self.service.layouts()]
+            return {"object": "list", "data": data}
+
+        return await _json(describe)
 
     async def delete(self, request: Request) -> Response:
         """Removes a schema: 204."""
         self._check_writer(request)
         name = request.path_params["name"]
-        await asyncio.to_thread(self.service.remove, name)
+        await self._write(self.service.remove, name)
         await self.modules.unpin(name)
         return Response(status_code=204)
 
@@ -160,7 +186,7 @@ class SchemaRoutes:
         """Lays out a prompt: what is reused, encoded and computed."""
         body = await _read(request, ExplainBody)
         name = request.path_params["name"]
-        self.service.layout(name)
+        await asyncio.to_thread(self.service.layout, name)
         return JSONResponse(await self.modules.explain(name, body.prompt, body.cache_salt))
 
     def _check_writer(self, request: Request) -> None:
@@ -202,8 +228,9 @@ class SchemaEndpoints:
         modules = EngineModules(front_end, engine_client)
         # Kept there, since the event loop itself keeps no task alive.
         state.prompt_schemas_start = asyncio.create_task(modules.start())
+        state.prompt_schemas_follow = asyncio.create_task(follow(front_end))
         state.prompt_schemas = SchemaRoutes(
-            SchemaService(front_end, num_servers),
+            SchemaService(front_end, num_servers, _limits(config)),
             modules,
             read_only=config.schemas_read_only,
             admin_key=admin_key(),
@@ -212,6 +239,10 @@ class SchemaEndpoints:
             shadow = ShadowCheck(front_end, engine_client.generate, config.shadow)
             wrap(engine_client, "generate", shadow.watch)
             state.shadow_check = asyncio.create_task(shadow.run())
+
+
+def _limits(config: PromptModulesConfig) -> SchemaLimits:
+    return SchemaLimits(config.max_schemas, int(config.max_schemas_size * 2**30))
 
 
 def _guarded(
@@ -233,6 +264,17 @@ def _error(error: PromptCacheError) -> Response:
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     body = {"message": str(error), "type": type(error).__name__, "param": None, "code": status}
     return JSONResponse({"error": body}, status)
+
+
+async def _json(describe: Callable[[], dict[str, Any]], status: int = 200) -> Response:
+    """Describes schemas and writes them down, both in a thread: there may be thousands of modules.
+
+    Args:
+        describe: What is answered.
+        status: The HTTP status.
+    """
+    body = await asyncio.to_thread(lambda: msgspec.json.encode(describe()))
+    return Response(body, status, media_type="application/json")
 
 
 async def _read(request: Request, model: type[_Body]) -> _Body:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from threading import Lock
 from typing import Any
 
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.schema_limits import SchemaLimits
 from vllm_promptcache.errors import ClientError, ConflictError
 from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.plan.variants import Compiled
 from vllm_promptcache.pml import Schema, parse_schema, quote
 
 
@@ -17,14 +19,14 @@ class Change:
     """What a write did.
 
     Attributes:
-        name: The schema.
+        layout: The schema as it is now.
         is_new: Whether there was none of its name.
         num_changed_tokens: Tokens of modules that no module of the old version can stand in for;
             only these are encoded again.
         num_kept_tokens: Tokens of modules that it has in common with the old version.
     """
 
-    name: str
+    layout: SchemaLayout
     is_new: bool
     num_changed_tokens: int
     num_kept_tokens: int
@@ -36,11 +38,18 @@ class SchemaService:
     Args:
         front_end: Holds the schemas.
         num_servers: API servers that answer for one engine; each has a front end of its own.
+        limits: What all schemas together may be.
     """
 
-    def __init__(self, front_end: FrontEnd, num_servers: int = 1) -> None:
+    def __init__(
+        self,
+        front_end: FrontEnd,
+        num_servers: int = 1,
+        limits: SchemaLimits = SchemaLimits(),  # noqa: B008 (frozen)
+    ) -> None:
         self._front_end = front_end
         self._num_servers = num_servers
+        self._limits = limits
         self._lock = Lock()
 
     def layout(self, name: str) -> SchemaLayout:
@@ -49,31 +58,31 @@ class SchemaService:
         Raises:
             NotFoundError: There is none.
         """
-        self._front_end.sync()
+        self._front_end.sync(name)
         return self._front_end.planner.layout(name)
 
-    def describe(self, name: str) -> dict[str, Any]:
-        """The schema as clients see it. Raises as `layout`."""
-        layout = self.layout(name)
-        info = self._front_end.schemas[name]
-        return {"object": "prompt_schema", **asdict(info), "private": layout.private}
-
-    def names(self) -> list[str]:
-        """Names of all schemas, sorted."""
+    def layouts(self) -> list[SchemaLayout]:
+        """All schemas as they are now, in the order of their names."""
         self._front_end.sync()
-        return sorted(self._front_end.planner.schemas)
+        return [layout for _, layout in sorted(self._front_end.planner.schemas.items())]
+
+    def describe(self, layout: SchemaLayout) -> dict[str, Any]:
+        """A schema as clients see it; its `modules` are `ModuleInfo`s."""
+        info = self._front_end.describe(layout)
+        shown = {field.name: getattr(info, field.name) for field in fields(info)}
+        return {"object": "prompt_schema", **shown, "private": layout.private}
 
     def add(self, text: str) -> Change:
         """Adds a schema; the very same one may be added again.
 
         Raises:
             PMLError: It is not valid.
-            ConflictError: There is another one of its name.
+            ConflictError: There is another one of its name, or too many or too large ones.
         """
         schema = parse_schema(text)
         with self._lock:
             self._front_end.sync()
-            known = self._front_end.planner.schemas.get(schema.name)
+            known = self._front_end.planner.find(schema.name)
             change = self._write(schema, text, known, may_replace=False)
         return change
 
@@ -83,6 +92,7 @@ class SchemaService:
         Raises:
             PMLError: It is not valid.
             ClientError: It has another name.
+            ConflictError: There are too many or too large ones.
         """
         schema = parse_schema(text)
         if schema.name != name:
@@ -92,7 +102,7 @@ class SchemaService:
             raise ClientError(message, "make the two the same")
         with self._lock:
             self._front_end.sync()
-            known = self._front_end.planner.schemas.get(name)
+            known = self._front_end.planner.find(name)
             return self._write(schema, text, known, may_replace=True)
 
     def remove(self, name: str) -> None:
@@ -106,23 +116,31 @@ class SchemaService:
             self._check_shared()
             if (folder := self._front_end.folder) is not None:
                 folder.remove(name)
-            self._front_end.remove_schema(name)
+            else:
+                self._front_end.remove_schema(name)
 
     def _write(
-        self, schema: Schema, text: str, known: SchemaLayout | None, *, may_replace: bool
+        self, schema: Schema, text: str, known: Compiled | None, *, may_replace: bool
     ) -> Change:
         self._check_shared()
         folder, planner = self._front_end.folder, self._front_end.planner
+        old = None if known is None else known.layout
         if folder is not None:
             folder.check(schema.name)
-        if known is not None and not may_replace and not planner.holds(schema):
+        if known is not None and planner.holds(schema):
+            return _change(old, known.layout)
+        if known is not None and not may_replace:
             message = f"there is another schema {quote(schema.name)}"
             raise ConflictError(message, "replace it with PUT, or choose another name")
+        self._limits.check_number(len(planner.names) + (known is None))
         compiled = planner.compile(schema)
+        replaced = 0 if known is None else known.num_bytes
+        self._limits.check_size(planner.num_bytes - replaced, compiled.num_bytes, replaced)
         if folder is not None:
-            folder.store(schema.name, text)
-        planner.adopt(compiled)
-        return _change(known, compiled.layout)
+            folder.store(compiled, text)
+        else:
+            planner.adopt(compiled)
+        return _change(old, compiled.layout)
 
     def _check_shared(self) -> None:
         if self._num_servers > 1 and self._front_end.folder is None:
@@ -140,4 +158,4 @@ def _change(old: SchemaLayout | None, new: SchemaLayout) -> Change:
             kept += module.num_kept_tokens
         else:
             changed += module.num_kept_tokens
-    return Change(new.name, old is None, changed, kept)
+    return Change(new, old is None, changed, kept)

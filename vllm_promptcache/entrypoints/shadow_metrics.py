@@ -6,10 +6,10 @@ from functools import cache
 
 from prometheus_client import Counter, Histogram
 
-from vllm_promptcache.entrypoints.metrics import PREFIX
+from vllm_promptcache.entrypoints.schema_series import LABEL, PREFIX, schema_series
 
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
-_BY_SCHEMA = ["schema"]
+_BY_SCHEMA = [LABEL]
 
 
 class ShadowMetrics:
@@ -34,6 +34,8 @@ class ShadowMetrics:
             _BY_SCHEMA,
             buckets=_BUCKETS,
         )
+        by_schema = (self.compared, self.same, self.divergence)
+        schema_series.own({f"shadow{number}": metric for number, metric in enumerate(by_schema)})
         self.dropped = _counter("dropped", "Prompts not compared: too many were waiting.")
         self.failed = _counter("failed", "Prompts whose comparison failed.")
 
@@ -45,9 +47,10 @@ class ShadowMetrics:
             divergence: KL(plain || reused) in nats.
             is_same: Whether both have the same likeliest first token.
         """
-        self.compared.labels(schema).inc()
-        self.same.labels(schema).inc(is_same)
-        self.divergence.labels(schema).observe(divergence)
+        with schema_series.label(schema) as label:
+            self.compared.labels(label).inc()
+            self.same.labels(label).inc(is_same)
+            self.divergence.labels(label).observe(divergence)
 
 
 @cache

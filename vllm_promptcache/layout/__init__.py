@@ -11,6 +11,7 @@ from vllm_promptcache.layout.schema_layout import (
     SchemaLayout,
     UnionLayout,
 )
+from vllm_promptcache.layout.size import layout_bytes
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "SchemaLayout",
     "UnionLayout",
     "compile_schema",
+    "layout_bytes",
 ]

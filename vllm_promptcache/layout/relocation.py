@@ -5,16 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout, RoleMark
+from vllm_promptcache.layout.schema_layout import ModuleLayout, RoleMark, SchemaLayout
+from vllm_promptcache.layout.size import moved_bytes
 from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import Relocation, Run
-
-# Modules at other places that are kept ready: prompts want the same ones at the same places.
-MAX_NUM_RELOCATED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +66,16 @@ class Shifts:
         yield from pairwise(edges)
 
 
-@lru_cache(MAX_NUM_RELOCATED)
-def relocated(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
+def relocated(layout: SchemaLayout, module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
+    """Returns a module where a prompt puts it; prompts want the same ones at the same places.
+
+    Args and rules as for `relocate`.
+    """
+    key = (module, shifts, end)
+    return layout.derived.get(key, lambda: relocate(module, shifts, end), moved_bytes)
+
+
+def relocate(module: ModuleLayout, shifts: Shifts, end: int) -> ModuleLayout:
     """Returns a module where a prompt puts it.
 
     What is shifted as far as its first token can be had by rotating the KV of the module at its own

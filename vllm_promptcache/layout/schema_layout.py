@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from vllm_promptcache.layout.derived import Derived, DerivedCache
 from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
 from vllm_promptcache.pml.policies import policy_name
@@ -181,6 +182,7 @@ class SchemaLayout:
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.
         fallback: Why it is exact though it says another policy; None where it is as it says.
+        derived: What was derived of it, and of its copies for tenants.
     """
 
     name: str
@@ -197,6 +199,9 @@ class SchemaLayout:
     scaffolds: tuple[frozenset[int], ...]
     siblings: bytes = field(init=False, repr=False)
     fallback: str | None = None
+    derived: Derived = field(
+        default_factory=lambda: DerivedCache().open(), repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         keys = [module.key for module in self.modules if module.is_reusable]

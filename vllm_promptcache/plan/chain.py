@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import sha256
 from itertools import zip_longest
 from operator import attrgetter
@@ -18,15 +17,13 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.size import PIECE_BYTES, module_bytes
 from vllm_promptcache.plan.codec import pack_module
 from vllm_promptcache.plan.pieces import Piece, pieces_of
 from vllm_promptcache.plan.runs import merge_runs
 from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
 
 ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
-
-# Chains that are kept ready: a prompt that begins like an earlier one need not make them again.
-MAX_NUM_CHAINS = 256
 
 # So many links are of a length before it doubles. Each link names all before it: with many short
 # ones, a plan would grow with the square of the prompt.
@@ -72,10 +69,15 @@ class Chain:
         cached = (module for module in members if module.cached)
         pieces = tuple(_by_position(cached, end))
         # The root's key has the tenant's salt in it. Indexes of the schema's modules come first.
-        return _chain(pieces, layout.root.key, layout.num_indexes, policy, block_size)
+        args = (pieces, layout.root.key, layout.num_indexes, policy, block_size)
+        # A prompt that begins like an earlier one need not make it again.
+        return layout.derived.get(args, lambda: _chain(*args), _num_bytes)
 
 
-@lru_cache(MAX_NUM_CHAINS)
+def _num_bytes(chain: Chain) -> int:
+    return sum(map(module_bytes, chain.modules)) + PIECE_BYTES * 2 * len(chain.pieces)
+
+
 def _chain(
     pieces: tuple[Piece, ...],
     root_key: bytes,

@@ -27,7 +27,7 @@ def place_compactly(
     """
     placer = _Placer.of(layout, resolved, num_tokens)
     placer.module(layout.root)
-    modules = (relocated(m, *placer.places[m.index]) for m in resolved.modules)
+    modules = (relocated(layout, m, *placer.places[m.index]) for m in resolved.modules)
     placed = resolved.with_modules(modules)
     return placed, [placer.starts[number] for number in range(len(resolved.inner))]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from hashlib import sha256
-from threading import RLock
+from threading import Lock
 
 from vllm_promptcache.errors import ClientError, NotFoundError, UnsupportedError
 from vllm_promptcache.layout.compiler import compile_schema, salted
 from vllm_promptcache.layout.content import roles_in
+from vllm_promptcache.layout.derived import DerivedCache
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.layout.size import salted_bytes
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
@@ -44,18 +45,11 @@ from vllm_promptcache.pml import (
 # Below vLLM's own loggers; `vllm_promptcache.log` would import vLLM.
 _logger = logging.getLogger(f"vllm.{__name__}")
 
-# Private schemas of tenants that are kept ready; another one is derived again when it is used.
-MAX_NUM_SALTED = 256
-
 
 def _content(schema: Schema) -> Schema:
     # Trees are compared, since files that are read by `src` are no part of the text; where the text
     # was read from makes no difference.
     return replace(schema, source=Source("", schema.source.text))
-
-
-def _salted(compiled: Compiled, salt: bytes) -> SchemaLayout:
-    return salted(compiled.layout, salt)
 
 
 class Planner:
@@ -74,6 +68,7 @@ class Planner:
         promotes: Whether the engine may promote combinations of modules.
         limits: What a prompt may ask of the parser.
         budgets: What a prompt may ask of the engine.
+        on_remove: Is told the name of each schema that goes away.
     """
 
     def __init__(
@@ -88,6 +83,7 @@ class Planner:
         promotes: bool = False,
         limits: Limits = PROMPT_LIMITS,
         budgets: Budgets = DEFAULT_BUDGETS,
+        on_remove: Callable[[str], None] | None = None,
     ) -> None:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len
@@ -98,16 +94,36 @@ class Planner:
         self._promotes = promotes
         self._limits = limits
         self._budgets = budgets
-        self._lock = RLock()
+        self._on_remove = on_remove
+        self._derived = DerivedCache()
+        self._lock = Lock()
         # Replaced as a whole, never changed: readers need no lock.
         self._schemas: Mapping[str, Compiled] = {}
-        self._salted = lru_cache(MAX_NUM_SALTED)(_salted)
         self._variants = Variants(self.tokenizer, self._layout)
 
     @property
     def schemas(self) -> Mapping[str, SchemaLayout]:
         """The schemas by name, as they are now."""
         return {name: compiled.layout for name, compiled in self._schemas.items()}
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the schemas, as they are now."""
+        return self._schemas.keys()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that the schemas take, without what is derived of them."""
+        return sum(compiled.num_bytes for compiled in self._schemas.values())
+
+    def find(self, name: str) -> Compiled | None:
+        """A schema and its layout, None if there is none of that name."""
+        return self._schemas.get(name)
+
+    def serves(self, layout: SchemaLayout) -> bool:
+        """Whether this is the schema of its name that is served now."""
+        found = self.find(layout.name)
+        return found is not None and found.layout is layout
 
     def layout(self, name: str) -> SchemaLayout:
         """The schema of a name.
@@ -127,7 +143,8 @@ class Planner:
         tokenizer = self.tokenizer
         if next(roles_in(schema.children), None) is not None:
             tokenizer = tokenizer.with_roles(tokenizer.roles)
-        return Compiled(schema, self._layout(schema, tokenizer), tokenizer)
+        layout = replace(self._layout(schema, tokenizer), derived=self._derived.open())
+        return Compiled(schema, layout, tokenizer)
 
     def _layout(self, schema: Schema, tokenizer: LayoutTokenizer) -> SchemaLayout:
         layout = compile_schema(
@@ -146,11 +163,10 @@ class Planner:
             PMLError: The schema cannot be laid out; the one of its name stays as it was.
             UnsupportedError: It uses roles, and the chat template cannot be taken apart.
         """
-        with self._lock:
-            known = self._schemas.get(schema.name)
-            if known is not None and self.holds(schema):
-                return known.layout
-            return self.adopt(self.compile(schema))
+        known = self.find(schema.name)
+        if known is not None and self.holds(schema):
+            return known.layout
+        return self.adopt(self.compile(schema))
 
     def adopt(self, compiled: Compiled) -> SchemaLayout:
         """Adds a schema that `compile` has laid out, and returns its layout."""
@@ -165,7 +181,10 @@ class Planner:
                 path,
             )
         with self._lock:
+            replaced = self._schemas.get(schema.name)
             self._schemas = {**self._schemas, schema.name: compiled}
+        if replaced is not None:
+            replaced.layout.derived.close()
         return layout
 
     def remove_schema(self, name: str) -> None:
@@ -175,11 +194,16 @@ class Planner:
             ClientError: There is none of that name.
         """
         with self._lock:
-            self._get(name)
+            removed = self._get(name)
             self._schemas = {key: kept for key, kept in self._schemas.items() if key != name}
+        removed.layout.derived.close()
+        if self._on_remove is not None:
+            self._on_remove(name)
 
-    def warm_plans(self, name: str, *, salt: str | None = None) -> list[PromptPlan]:
+    def warm_plans(self, name: str, *, salt: str | None = None) -> Iterator[PromptPlan]:
         """Plans that make the engine encode all modules of a schema ahead of its prompts.
+
+        Each is made when it is asked for: there may be thousands.
 
         Raises:
             ClientError: There is no schema of that name, or it is private and there is no salt.
@@ -294,7 +318,9 @@ class Planner:
             message = f"schema {quote(compiled.layout.name)} is private: a request must have a salt"
             raise ClientError(message, "set `cache_salt` to a secret of the tenant")
         # A digest, since a salt may be of any length and stays in memory.
-        return self._salted(compiled, sha256(salt.encode(errors="surrogatepass")).digest())
+        digest = sha256(salt.encode(errors="surrogatepass")).digest()
+        layout = compiled.layout
+        return layout.derived.get(digest, lambda: salted(layout, digest), salted_bytes)
 
     def _layout_of(self, prompt: Prompt, compiled: Compiled, salt: str | None) -> SchemaLayout:
         try:

@@ -32,7 +32,9 @@ def place_in_gaps(
         placer.place(group, num_tokens(group))
     if placer.moves:
         shifts = Shifts.of(placer.moves)
-        modules = (relocated(m, shifts.around(m), placer.end_of(m)) for m in resolved.modules)
+        modules = (
+            relocated(layout, m, shifts.around(m), placer.end_of(m)) for m in resolved.modules
+        )
         resolved = resolved.with_modules(modules)
     return resolved, placer.starts
 

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from threading import Lock
-
-from cachetools import LRUCache
 
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.layout.size import schema_bytes
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.messages import SystemText, schema_in_messages, with_system
 from vllm_promptcache.pml.ast import Schema
 
-# Bytes of layouts that are kept; another one is compiled again when it is used.
-MAX_NUM_BYTES = 256 * 2**20
-_BYTES_PER_TOKEN = 64
-_BYTES_PER_MODULE = 4096
+# Of a variant that has the layout of its schema.
+_SAME_BYTES = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +34,11 @@ class Compiled:
     schema: Schema
     layout: SchemaLayout
     tokenizer: LayoutTokenizer
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of memory that it takes, but for the tokenizer."""
+        return schema_bytes(self.schema, self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,6 @@ class Variants:
     ) -> None:
         self._tokenizer = tokenizer
         self._compile = compile_layout
-        self._kept: LRUCache[tuple[Compiled, Surroundings], Compiled]
-        self._kept = LRUCache(MAX_NUM_BYTES, getsizeof=_num_bytes)
-        self._lock = Lock()
 
     def of(self, compiled: Compiled, around: Surroundings) -> Compiled:
         """The schema as a request has it; itself where nothing is different.
@@ -81,20 +79,11 @@ class Variants:
             PMLError: It does not fit the model, or has a role that the template lacks.
             PlanError: It is to stand in messages, and cannot.
         """
-        with self._lock:
-            known = self._kept.get((compiled, around))
-        if known is None:
-            known = self._make(compiled, around)
-            if _num_bytes(known) <= MAX_NUM_BYTES:
-                with self._lock:
-                    self._kept[compiled, around] = known
-        return known
-
-    def forget(self, compiled: Compiled) -> None:
-        """Lets go of what was made of a schema."""
-        with self._lock:
-            for key in [key for key in self._kept if key[0] is compiled]:
-                del self._kept[key]
+        return compiled.layout.derived.get(
+            around,
+            lambda: self._make(compiled, around),
+            lambda made: _SAME_BYTES if made.layout is compiled.layout else made.num_bytes,
+        )
 
     def _make(self, compiled: Compiled, around: Surroundings) -> Compiled:
         tokenizer = self._tokenizer.with_roles(around.roles, is_chat=around.is_chat)
@@ -104,7 +93,8 @@ class Variants:
             schema = with_system(schema_in_messages(schema), around.system, strips=strips)
         if schema is compiled.schema and _is_same(compiled, tokenizer):
             return replace(compiled, tokenizer=tokenizer)
-        return Compiled(schema, self._compile(schema, tokenizer), tokenizer)
+        layout = self._compile(schema, tokenizer)
+        return Compiled(schema, replace(layout, derived=compiled.layout.derived.part()), tokenizer)
 
 
 def _is_same(compiled: Compiled, tokenizer: LayoutTokenizer) -> bool:
@@ -113,10 +103,3 @@ def _is_same(compiled: Compiled, tokenizer: LayoutTokenizer) -> bool:
         return True
     own = compiled.tokenizer
     return own.roles == tokenizer.roles and own.chat_start_ids == tokenizer.chat_start_ids
-
-
-def _num_bytes(compiled: Compiled) -> int:
-    layout = compiled.layout
-    modules = (*layout.modules, *layout.primers)
-    num_tokens = sum(len(module.token_ids) for module in modules)
-    return _BYTES_PER_TOKEN * num_tokens + _BYTES_PER_MODULE * len(modules)

@@ -9,7 +9,7 @@ from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.prompt_plan import PlannedModule, PromptPlan, make_plan
 
 
-def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[PromptPlan]:
+def warm_plans(layout: SchemaLayout, *, block_size: int) -> Iterator[PromptPlan]:
     """Short sequences that make the engine encode every module and scaffold of a schema.
 
     Each reads one module, or one scaffold, but for its last token, which is computed again; its
@@ -18,9 +18,12 @@ def warm_plans(layout: SchemaLayout, *, block_size: int) -> list[PromptPlan]:
     combination, and scaffolds of a compact one, which may be anywhere.
     """
     if layout.is_exact:
-        return []
-    groups = [*_modules(layout), *([] if layout.is_compact else _scaffolds(layout, block_size))]
-    return [_plan(layout, group, block_size) for group in groups]
+        return
+    for module in _modules(layout):
+        yield _plan(layout, module, block_size)
+    if not layout.is_compact:
+        for scaffold in _scaffolds(layout, block_size):
+            yield _plan(layout, scaffold, block_size)
 
 
 def _modules(layout: SchemaLayout) -> Iterator[list[PlannedModule]]:
