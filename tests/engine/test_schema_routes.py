@@ -177,6 +177,27 @@ def test_more_than_the_pinned_share_is_refused(client: httpx.Client) -> None:
     assert client.delete(f"{ROUTE}/many").status_code == 204
 
 
+def test_metrics_forget_a_schema(client: httpx.Client) -> None:
+    """Whichever server has counted it, and whichever is asked."""
+
+    def lines(name: str) -> list[str]:
+        return [line for line in client.get("/metrics").text.splitlines() if f'"{name}"' in line]
+
+    for name in ("counted", "kept"):
+        body = {"schema": schema(name, f"{name}: " + LONG)}
+        assert client.post(ROUTE, json=body).status_code == 201
+        for _ in range(4):
+            num_cached(client, prompt(name, 0))
+    time.sleep(0.5)  # counts travel with the next output
+    assert lines("counted")
+    assert client.delete(f"{ROUTE}/counted").status_code == 204
+    time.sleep(1.5)
+    for _ in range(8):
+        assert not lines("counted")
+        assert lines("kept")
+    client.delete(f"{ROUTE}/kept")
+
+
 def test_explain(client: httpx.Client) -> None:
     text = schema("explained", "Explained: " + LONG, LONG[9:])
     assert client.post(ROUTE, json={"schema": text}).status_code == 201

@@ -189,7 +189,9 @@ def test_half_a_character_is_refused(field: str) -> None:
 
 
 def test_an_empty_prompt_is_refused(prompts: Prompts) -> None:
-    front_end: Any = SimpleNamespace(planner=prompts.planner, is_pml=is_prompt)
+    front_end: Any = SimpleNamespace(
+        planner=prompts.planner, is_pml=is_prompt, find=prompts.planner.layout
+    )
     options = RequestOptions(prompt_modules=form())
     refused = pytest.raises(FieldError, match="prompt_modules: an empty prompt\nhint: import")
     with applied(options), refused:
@@ -220,6 +222,8 @@ def test_beam_search_leaves_plans_behind(prompts: Prompts) -> None:
     request = SimpleNamespace(
         model_extra={"prompt_modules": {"schema": "s", "imports": ["x"]}}, use_beam_search=True
     )
-    front_end: Any = SimpleNamespace(planner=prompts.planner, is_pml=is_prompt)
+    front_end: Any = SimpleNamespace(
+        planner=prompts.planner, is_pml=is_prompt, find=prompts.planner.layout
+    )
     with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="beam search"):
         plan_if_pml(front_end, "text")
