@@ -150,6 +150,8 @@ class SchemaFolder:
         with self._lock:
             path = self._file_of(name)
             try:
+                # Without it, the file would be back when the folder is.
+                os.stat(self.path)
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise _refusal(name, "removed", error) from None
