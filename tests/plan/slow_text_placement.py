@@ -30,7 +30,7 @@ def place_in_gaps(
         placer.place(group, num_tokens(group))
     if placer.moves:
         shifts = Shifts.of(placer.moves)
-        modules = (relocated(m, shifts, placer.end_of(m)) for m in resolved.modules)
+        modules = (relocated(layout, m, shifts, placer.end_of(m)) for m in resolved.modules)
         resolved = resolved.with_modules(modules)
     return resolved, placer.starts
 
