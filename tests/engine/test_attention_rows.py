@@ -54,7 +54,8 @@ def test_no_step_has_more_rows_than_requests_may_run(smollm2: Path) -> None:
         return f'<prompt schema="s">{imports} What is it?</prompt>'
 
     prompts = [prompt(12), prompt(1), prompt(3), prompt(9, " and then "), prompt(12), prompt(2)]
-    with running_engine(smollm2, max_num_seqs=MAX_NUM_SEQS, block_size=32) as llm:
+    options = {"block_size": 32, "kv_cache_memory_bytes": 640 << 20}
+    with running_engine(smollm2, max_num_seqs=MAX_NUM_SEQS, **options) as llm:
         llm.add_schema(f'<schema name="s" encode="isolated">{modules}</schema>')
         explanations = [llm.explain(text).to_dict() for text in prompts]
         rows = noted_rows(llm)
