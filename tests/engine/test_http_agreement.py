@@ -26,24 +26,24 @@ Call = Callable[[str], ScoredAnswer]
 
 
 @pytest.fixture(scope="module")
-def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def server(shallow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("schemas")
     # The route that empties the KV cache is for development only.
     with (
-        running_server(smollm2, folder, env={"VLLM_SERVER_DEV_MODE": "1"}) as url,
+        running_server(shallow, folder, env={"VLLM_SERVER_DEV_MODE": "1"}) as url,
         httpx.Client(base_url=url, timeout=120) as client,
     ):
         yield client
 
 
 def test_fifty_prompts_agree_with_the_reference(
-    server: httpx.Client, smollm2: Path, capsys: pytest.CaptureFixture[str]
+    server: httpx.Client, shallow: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of them completions, half of them chats; each with nothing resident, then with all."""
     for schema in FIXED_SCHEMAS:
         answer = server.put(f"/v1/prompt_schemas/{schema.name}", json={"schema": schema.pml})
         assert answer.status_code == 201, answer.text
-    plans, reference = Plans(smollm2, FIXED_SCHEMAS), Reference(smollm2)
+    plans, reference = Plans(shallow, FIXED_SCHEMAS), Reference(shallow)
     ask = ScoredEndpoints(str(server.base_url).rstrip("/"), MAX_TOKENS)
     cases = [(ask.completion, case) for case in make_cases(plans.completion)]
     cases += [(ask.chat, case) for case in make_cases(plans.chat)]

@@ -37,14 +37,14 @@ def line(number: int) -> dict[str, Any]:
     return {"custom_id": str(number), "method": "POST", "url": url, "body": body}
 
 
-def test_bad_lines_get_errors_of_their_own(smollm2: Path, tmp_path: Path) -> None:
+def test_bad_lines_get_errors_of_their_own(shallow: Path, tmp_path: Path) -> None:
     (tmp_path / "travel.pml").write_text(SCHEMA)
     requests, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     requests.write_text("".join(json.dumps(line(n)) + "\n" for n in range(NUM_LINES)))
     options = ["--enable-prompt-modules", "--prompt-schemas", str(tmp_path)]
     options += ["-i", str(requests), "-o", str(answers), "--served-model-name", MODEL_NAME]
     done = subprocess.run(
-        [*VLLM, "run-batch", "--model", str(smollm2), *options, *ENGINE_OPTIONS],
+        [*VLLM, "run-batch", "--model", str(shallow), *options, *ENGINE_OPTIONS],
         capture_output=True,
         text=True,
         env=environment(),
