@@ -332,10 +332,20 @@ def _encoding(model: str) -> Iterator[Attack]:
             ("key", {char: 1}),
             ("import", {"imports": [char]}),
         ):
+            # Text of a form is no XML: all characters may stand in it that Unicode has.
+            is_text = what == "argument" and name != "surrogate"
+            expected = frozenset({200}) if is_text else REFUSED
             yield _completion(
-                "encoding", f"{name}, form: {what}", model, "Hi.", prompt_modules=FORM | form
+                "encoding",
+                f"{name}, form: {what}",
+                model,
+                "Hi.",
+                prompt_modules=FORM | form,
+                expected=expected,
             )
-        yield _completion("encoding", f"{name}, form: prompt", model, char, prompt_modules=FORM)
+        expected = REFUSED if name == "surrogate" else frozenset({200})
+        what = f"{name}, form: prompt"
+        yield _completion("encoding", what, model, char, prompt_modules=FORM, expected=expected)
     for salt in ("\ud800", "\0", "", 5, ["a"], "x" * 1_000_000):
         name = f"cache_salt {salt!r:.12}"
         yield _completion("encoding", name, model, secret, cache_salt=salt)
@@ -368,8 +378,10 @@ def _bodies(model: str) -> Iterator[Attack]:
         "<prompt>",
         '<prompt schema="none">x</prompt>',
     ):
-        yield _completion("bodies", repr(text), model, text)
-        yield _chat("bodies", repr(text), model, text)
+        # A <prompt> without a schema is text that somebody wrote.
+        expected = REFUSED if "schema" in text else frozenset({200})
+        yield _completion("bodies", repr(text), model, text, expected=expected)
+        yield _chat("bodies", repr(text), model, text, expected=expected)
     for prompt in ("", [], [""], {"prompt": PROMPT}, [PROMPT, 1], [-1], [10**9]):
         yield _completion("bodies", f"prompt {prompt!r:.20}", model, prompt)
     for key, value in (("ttl", -1), ("ttl", 10**30), ("ttl", "-1h"), ("ttl", "0s"), ("pin", -1)):
