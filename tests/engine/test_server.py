@@ -158,7 +158,7 @@ def test_prompt_tokens_are_those_of_the_document_as_read(url: str) -> None:
     choice = json.loads(post(url, prompt=PROMPT, return_token_ids=True)[1])["choices"][0]
     usage = json.loads(post(url, prompt=PROMPT, echo=True, max_tokens=1)[1])
     echo = usage["choices"][0]["text"]
-    order = [plain, "Plan a trip of", "a week", ".", "Maui has a volcano", "Name the surf spots."]
+    order = [plain, "Plan a trip of", "a week", "Maui has a volcano", "Name the surf spots."]
     places = [echo.find(part) for part in order]
     assert places == sorted(places)
     assert places[0] >= 0
