@@ -24,6 +24,7 @@ from tests.engine.harness import greedy, scheduler_of
 from tests.engine.test_tiers import NUM_MODULES, answers, engine, halve_weights
 from tests.families import LLAMA
 from vllm_promptcache import LLM
+from vllm_promptcache.entrypoints.ended import RequestsEnded
 
 DAY_S = 24 * 3600.0
 NOBODY = 65534
@@ -280,6 +281,6 @@ def test_whatever_is_wrong_with_a_plan_only_its_request_ends(
 
     with monkeypatch.context() as patch:
         patch.setattr(scheduler_of(llm).residency, "add", fail)
-        (output,) = llm.generate('<prompt schema="s"><m0/> Which?</prompt>', use_tqdm=False)
-    assert output.outputs[0].finish_reason == "error"
+        with pytest.raises(RequestsEnded, match="cannot be served: IndexError"):
+            llm.generate('<prompt schema="s"><m0/> Which?</prompt>', use_tqdm=False)
     assert answers(llm) == expected
