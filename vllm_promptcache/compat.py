@@ -78,6 +78,7 @@ PRIVATE_NAMES = {
         "Scheduler._preempt_request",
         "Scheduler._free_request",
         "Scheduler._inflight_prefill_reserved_blocks",
+        "Scheduler._holds_kv_blocks",
     ),
     "vllm.v1.core.sched.async_scheduler": ("AsyncScheduler",),
     "vllm.v1.core.kv_cache_manager": (

@@ -188,7 +188,8 @@ class PromptModuleMixin(Scheduler):
             super()._enqueue_waiting_request(request)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
-        if self.residency.holds_back(request):
+        # Who has blocks goes first, as in vLLM: others may wait for them.
+        if not self._holds_kv_blocks(request) and self.residency.holds_back(request):
             return False
         if not self._attention.fits(request, self.running):
             return False
