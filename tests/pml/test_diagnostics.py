@@ -11,7 +11,7 @@ from vllm_promptcache.errors import (
     ServerError,
     UnsupportedError,
 )
-from vllm_promptcache.pml import Location, Source, did_you_mean, pml_error, quote
+from vllm_promptcache.pml import Location, Source, diagnostics, did_you_mean, pml_error, quote
 
 
 def test_error_reads_as_place_line_caret_hint() -> None:
@@ -67,3 +67,14 @@ def test_did_you_mean() -> None:
 def test_quote_is_short_and_on_one_line() -> None:
     assert quote("a\n b") == "`a b`"
     assert len(quote("a" * 1000)) == 62
+
+
+@pytest.mark.parametrize("stretch", [1, 2, 7, 65_536])
+def test_the_line_of_an_error_is_found_in_long_documents(
+    stretch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diagnostics, "_STRETCH", stretch)
+    lines = ["", "one", "", "", "two and more", "three", ""]
+    source = Source("a.pml", "\n".join(lines))
+    for number, line in enumerate(lines, start=1):
+        assert pml_error(source, Location(number, 1), "what").source_line == line

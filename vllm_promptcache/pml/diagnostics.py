@@ -16,6 +16,8 @@ _MAX_LINE_LEN = 120
 _ELLIPSIS = "..."
 # Comparing takes about 50 us a name; a schema may have many thousands.
 _MAX_NUM_COMPARED = 1_000
+# Characters of a document whose line ends are counted at once.
+_STRETCH = 65_536
 
 
 def pml_error(source: Source, location: Place, message: str, hint: str | None = None) -> PMLError:
@@ -70,8 +72,11 @@ def shorten(text: str) -> str:
 
 
 def _line_at(text: str, line: int) -> str:
-    start = 0
-    for _ in range(line - 1):
+    start, num_left = 0, line - 1
+    # To count the line ends of a stretch is quick, to look for one after the other is not.
+    while (num_found := text.count("\n", start, start + _STRETCH)) < num_left:
+        start, num_left = start + _STRETCH, num_left - num_found
+    for _ in range(num_left):
         start = text.index("\n", start) + 1
     end = text.find("\n", start)
     return text[start:] if end < 0 else text[start:end]
