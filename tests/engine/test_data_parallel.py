@@ -32,22 +32,22 @@ MAX_TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def url(shallow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("schemas")
     for schema in SCHEMAS:
         (folder / f"{schema.name}.pml").write_text(schema.pml)
-    with running_server(shallow, folder, *OPTIONS) as address:
+    with running_server(smollm2, folder, *OPTIONS) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def reference(shallow: Path) -> Reference:
-    return Reference(shallow)
+def reference(smollm2: Path) -> Reference:
+    return Reference(smollm2)
 
 
 @pytest.fixture(scope="module")
-def cases(shallow: Path) -> list[Case]:
-    maker = CaseMaker(0, Plans(shallow, SCHEMAS).completion, ClientError)
+def cases(smollm2: Path) -> list[Case]:
+    maker = CaseMaker(0, Plans(smollm2, SCHEMAS).completion, ClientError)
     cases: list[Case] = []
     for schema in SCHEMAS:
         made = (maker.prompt(schema) for _ in count())
