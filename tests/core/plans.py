@@ -7,8 +7,8 @@ import hashlib
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from vllm_promptcache.plan.codec import PLAN_KEY, pack_module, pack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, Run, SequencePlan
+from vllm_promptcache.sequence.codec import PLAN_KEY, pack_module, pack_plan
+from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Relocation, Run, SequencePlan
 
 BLOCK_SIZE = 4
 

@@ -28,8 +28,8 @@ from tests.families import build_tokenizer
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.core.scheduler import PromptModuleMixin
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.plan.codec import PLAN_KEY
 from vllm_promptcache.plugin import register
+from vllm_promptcache.sequence.codec import PLAN_KEY
 
 TOKEN_ID = 5
 BLOCK_SIZE = 32

@@ -12,7 +12,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_promptcache.compat import adapter_of
 from vllm_promptcache.core import adapters as adapters_module
 from vllm_promptcache.core.adapters import Adapters, fingerprint_files
-from vllm_promptcache.core.step import WorkerReport
+from vllm_promptcache.steps.step import WorkerReport
 
 from .plans import module, raw_request, request, span
 from .test_residency import Engine

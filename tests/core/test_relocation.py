@@ -1,7 +1,7 @@
 """Modules at other places than their own: rotated where that can be done, else encoded there."""
 
-from vllm_promptcache.core.step import RelocationCopy, WorkerReport
-from vllm_promptcache.plan.sequence import ModuleSpan, Relocation, Run, SequencePlan
+from vllm_promptcache.sequence.sequence import ModuleSpan, Relocation, Run, SequencePlan
+from vllm_promptcache.steps.step import RelocationCopy, WorkerReport
 
 from .plans import module, request, span
 from .test_residency import Engine

@@ -2,9 +2,9 @@
 
 import pytest
 
-from vllm_promptcache.core.private_order import IndexOffsets
 from vllm_promptcache.core.request import EncodeRequest
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.sequence.private_order import IndexOffsets
+from vllm_promptcache.sequence.sequence import Run
 
 from .plans import BLOCK_SIZE, module, raw_request, span
 

@@ -5,8 +5,8 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.core.step import WorkerReport
-from vllm_promptcache.plan.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.sequence import ModuleSpan, Run
+from vllm_promptcache.steps.step import WorkerReport
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
 from .plans import BLOCK_SIZE, module, raw_request, request, span

@@ -10,7 +10,7 @@ from typing import Any
 from tests.engine.endpoints import FORM, PROMPT
 from vllm_promptcache.entrypoints.renderer import PLAN_FIELD
 from vllm_promptcache.entrypoints.schema_routes import ADMIN_HEADER
-from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
+from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY
 
 ROUTE = "/v1/prompt_schemas"
 GOOD_SCHEMA = '<schema name="evil"><module name="m">Some text.</module></schema>'

@@ -37,7 +37,7 @@ from tests.families import LLAMA, SUPPORTED  # noqa: E402
 from tests.generators import random_text  # noqa: E402
 from tests.worker.test_module_file import MISSHAPEN, blocks_in, damaged, forged  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
-from vllm_promptcache.core.step import WorkerReport  # noqa: E402
+from vllm_promptcache.steps.step import WorkerReport  # noqa: E402
 from vllm_promptcache.worker.disk_store import MAX_NUM_WRITES  # noqa: E402
 from vllm_promptcache.worker.module_file import SUFFIX  # noqa: E402
 

@@ -16,7 +16,7 @@ from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment wh
 )
 from tests.generators import random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
-from vllm_promptcache.core.step import find_step  # noqa: E402
+from vllm_promptcache.steps.step import find_step  # noqa: E402
 
 MAX_NUM_SEQS = 4
 NUM_MODULES = 12

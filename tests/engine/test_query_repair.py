@@ -32,7 +32,7 @@ from tests.generators import random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
-from vllm_promptcache.core.query_repair import CHUNK_SIZE  # noqa: E402
+from vllm_promptcache.core.repair.query_repair import CHUNK_SIZE  # noqa: E402
 from vllm_promptcache.core.request import NUM_OBSERVED_TOKENS  # noqa: E402
 from vllm_promptcache.entrypoints.request_options import applied  # noqa: E402
 

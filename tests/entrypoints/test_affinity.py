@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_promptcache.entrypoints import affinity
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
-from vllm_promptcache.plan.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.sequence import ModuleSpan, Run
 
 
 def spans(*names: str, num_tokens: int = 10) -> list[ModuleSpan]:

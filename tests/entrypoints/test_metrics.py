@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
-from vllm_promptcache.core.metrics import ModuleStats
+from vllm_promptcache.core.reports.metrics import ModuleStats
 from vllm_promptcache.entrypoints.metrics import (
     COUNTERS,
     GAUGES,

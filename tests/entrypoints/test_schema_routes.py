@@ -12,7 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from tests.entrypoints.test_schema_folder import front_end, schema
-from vllm_promptcache.core.introspection import STATUS_UTILITY
+from vllm_promptcache.core.reports.introspection import STATUS_UTILITY
 from vllm_promptcache.entrypoints import schema_info
 from vllm_promptcache.entrypoints.engine_modules import EngineModules
 from vllm_promptcache.entrypoints.front_end import FrontEnd

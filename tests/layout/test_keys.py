@@ -9,8 +9,8 @@ import pytest
 from tests.layout.compiling import Compiler, by_path
 from vllm_promptcache.layout import ContextSpan
 from vllm_promptcache.layout.compiler import salted
-from vllm_promptcache.plan.codec import unpack_module
-from vllm_promptcache.plan.sequence import ModuleSpan, Run, SequencePlan
+from vllm_promptcache.sequence.codec import unpack_module
+from vllm_promptcache.sequence.sequence import ModuleSpan, Run, SequencePlan
 
 TREE = """one two <module name="a">three <param name="p" len="2"/> four
     <module name="b">five</module> six</module> seven"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.plan.planning import Prompts
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.prompt_plan import baseline
-from vllm_promptcache.plan.runs import merge_runs
+from vllm_promptcache.sequence.runs import merge_runs
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5</module> r3
     <module name="b">b1 <param name="p" len="2"/> b2 b3 b4 b5 b6</module>

@@ -12,8 +12,8 @@ from tests.engine.planning_cases import LAYOUTS, documents, large_schemas
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner
-from vllm_promptcache.plan.codec import unpack_plan
 from vllm_promptcache.pml import Repair, parse_schema
+from vllm_promptcache.sequence.codec import unpack_plan
 
 MAX_MODEL_LEN = 16_384
 DOCUMENTS = dict(documents(MAX_MODEL_LEN))

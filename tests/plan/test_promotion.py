@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plan.planning import Prompts
-from vllm_promptcache.plan.codec import unpack_plan
+from vllm_promptcache.sequence.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5</module>
     <module name="b">b1 <param name="p" len="2"/> b2 b3 b4 b5 b6</module>

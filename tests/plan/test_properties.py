@@ -15,11 +15,11 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.plan import Explanation, PromptPlan
-from vllm_promptcache.plan.codec import unpack_module, unpack_plan
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import NO_REPAIR, Repair, parse_prompt, parse_schema
+from vllm_promptcache.sequence.codec import unpack_module, unpack_plan
 
 MAX_MODEL_LEN = 2048
 TOKENIZER = LayoutTokenizer(WordTokenizer(CHATML, bos="<s>", adds_bos=True))

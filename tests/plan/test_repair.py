@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.plan.planning import Prompts
-from vllm_promptcache.plan.codec import unpack_plan
+from vllm_promptcache.sequence.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5 a6 a7 a8 a9 a10</module>
     <module name="b"{}>b1 b2 b3 b4 b5 b6 b7 b8 b9</module>"""

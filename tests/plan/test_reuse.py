@@ -7,8 +7,8 @@ import pytest
 from tests.plan.planning import Prompts
 from vllm_promptcache.layout.schema_layout import ROOT
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.codec import unpack_module, unpack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.codec import unpack_module, unpack_plan
+from vllm_promptcache.sequence.sequence import ModuleSpan, Run
 
 SCHEMA = """r1 r2 r3 r4 r5 <module name="a">a1 a2 a3 a4 a5 a6</module>
     <module name="b">b1 <param name="p" len="2"/> b2</module>

@@ -8,8 +8,8 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts, column
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.plan.codec import unpack_plan
-from vllm_promptcache.plan.sequence import Relocation, Run
+from vllm_promptcache.sequence.codec import unpack_plan
+from vllm_promptcache.sequence.sequence import Relocation, Run
 
 # Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
 SCHEMA = """r <module name="a">a a</module><module name="gap">g g g</module>

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vllm_promptcache.compat import kv_writer
-from vllm_promptcache.core.slots import slots_of
 from vllm_promptcache.kernels.layout import probe_slot_elements
+from vllm_promptcache.steps.slots import slots_of
 from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
 
 NUM_BLOCKS, BLOCK_SIZE = 6, 32

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_promptcache.core.step import HostMove, ModuleBlocks
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.steps.step import HostMove, ModuleBlocks
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.host_store import HostStore
 from vllm_promptcache.worker.module_file import ModuleFile

@@ -11,10 +11,10 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat import adapter_of, name_adapter
-from vllm_promptcache.core.private_order import IndexOffsets, PrivateOrder
-from vllm_promptcache.core.slots import Slots, ranges
-from vllm_promptcache.plan.codec import PackedPlan, unpack_module
-from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
+from vllm_promptcache.sequence.codec import PackedPlan, unpack_module
+from vllm_promptcache.sequence.private_order import IndexOffsets, PrivateOrder
+from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
+from vllm_promptcache.steps.slots import Slots, ranges
 from vllm_promptcache.store import StoredModule
 
 T = TypeVar("T")

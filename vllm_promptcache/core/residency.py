@@ -10,27 +10,27 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.compat import set_block_hasher
 from vllm_promptcache.core.adapters import Adapters, not_started
-from vllm_promptcache.core.encodes import Encodes
+from vllm_promptcache.core.admission.encodes import Encodes
+from vllm_promptcache.core.admission.supply import ModuleSupply
+from vllm_promptcache.core.admission.waiting import WaitingRequests
 from vllm_promptcache.core.mapping import map_blocks
-from vllm_promptcache.core.metrics import ModuleMetrics
-from vllm_promptcache.core.prefetch import Prefetch
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
-from vllm_promptcache.core.probes import Probes
-from vllm_promptcache.core.promotions import Promotions
+from vllm_promptcache.core.promotion.promotions import Promotions
+from vllm_promptcache.core.repair.probes import Probes
+from vllm_promptcache.core.reports.metrics import ModuleMetrics
+from vllm_promptcache.core.reports.usage import uncount_encoded
 from vllm_promptcache.core.request import (
     EncodeRequest,
     InternalRequest,
     ModularRequest,
     ProbeRequest,
 )
-from vllm_promptcache.core.step import StepMetadata
 from vllm_promptcache.core.step_builder import StepBuilder
-from vllm_promptcache.core.supply import ModuleSupply
-from vllm_promptcache.core.tiers import ModuleTiers
-from vllm_promptcache.core.usage import uncount_encoded
-from vllm_promptcache.core.waiting import WaitingRequests
+from vllm_promptcache.core.tiers.prefetch import Prefetch
+from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.codec import PLAN_KEY, PackedPlan, unpack_plan
+from vllm_promptcache.sequence.codec import PLAN_KEY, PackedPlan, unpack_plan
+from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.store import ModuleStore, Pins
 
 

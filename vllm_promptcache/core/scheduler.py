@@ -21,13 +21,13 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache import compat
 from vllm_promptcache.config import PromptModulesConfig
-from vllm_promptcache.core.attention_budget import AttentionBudget
-from vllm_promptcache.core.integrity import check_integrity
+from vllm_promptcache.core.admission.attention_budget import AttentionBudget
+from vllm_promptcache.core.reports.integrity import check_integrity
+from vllm_promptcache.core.reports.usage import module_usage
 from vllm_promptcache.core.request import InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.core.usage import module_usage
 from vllm_promptcache.log import module_logger
-from vllm_promptcache.plan.codec import PLAN_KEY
+from vllm_promptcache.sequence.codec import PLAN_KEY
 from vllm_promptcache.store import ModuleStore
 
 logger = module_logger(__name__)

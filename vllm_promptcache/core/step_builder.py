@@ -10,8 +10,9 @@ from vllm_promptcache.core.request import (
     ModularRequest,
     ProbeRequest,
 )
-from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import (
+from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.steps.step import (
     HostMove,
     ModuleBlocks,
     ObservedRequest,
@@ -19,7 +20,6 @@ from vllm_promptcache.core.step import (
     StepMetadata,
     module_blocks,
 )
-from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.store import StoredModule
 
 

@@ -9,8 +9,8 @@ from hashlib import sha256
 from typing import Any
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.plan.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.plan.sequence import ModuleSpan
+from vllm_promptcache.sequence.codec import PLAN_KEY, unpack_plan
+from vllm_promptcache.sequence.sequence import ModuleSpan
 
 # A rank with this many requests more than the least busy one is passed over for it: about what a
 # batch can take on before one more request costs more than an encode.

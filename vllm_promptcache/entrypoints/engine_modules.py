@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.core.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
+from vllm_promptcache.core.reports.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.renderer import planned_prompt

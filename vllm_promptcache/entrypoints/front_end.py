@@ -21,10 +21,8 @@ from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
-from vllm_promptcache.plan.codec import unpack_plan
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline, reading_order
-from vllm_promptcache.plan.room import fits_surely, num_blocks_of_plan
 from vllm_promptcache.pml import (
     NO_REPAIR,
     PROMPT_LIMITS,
@@ -36,6 +34,8 @@ from vllm_promptcache.pml import (
     parse_repair,
     parse_schema,
 )
+from vllm_promptcache.sequence.codec import unpack_plan
+from vllm_promptcache.sequence.room import fits_surely, num_blocks_of_plan
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

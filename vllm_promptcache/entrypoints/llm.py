@@ -14,7 +14,7 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_promptcache.compat import call_utility
 from vllm_promptcache.config import CONFIG_KEY
-from vllm_promptcache.core.introspection import PIN_UTILITY
+from vllm_promptcache.core.reports.introspection import PIN_UTILITY
 from vllm_promptcache.entrypoints.ended import check_served
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin

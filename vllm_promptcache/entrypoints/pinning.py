@@ -10,7 +10,7 @@ from vllm_promptcache.pml import DURATION_HINT, Pin, parse_duration, quote
 logger = module_logger(__name__)
 
 EnginePins = list[tuple[bytes, int, float | None]]
-"""Key, blocks and seconds to live of each module; see `core.introspection.prompt_module_pin`."""
+"""Key, blocks and seconds to live of each module; see `prompt_module_pin`."""
 
 
 def make_pin(*, wanted: bool, ttl: str | None) -> Pin | None:

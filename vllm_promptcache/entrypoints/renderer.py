@@ -33,9 +33,9 @@ from vllm_promptcache.entrypoints.request_options import (
 )
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.plan.prompt_plan import reading_order
 from vllm_promptcache.pml import Prompt
+from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.tracing import trace_plan
 
 

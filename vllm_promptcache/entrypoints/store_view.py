@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vllm_promptcache.compat import call_utility
-from vllm_promptcache.core.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
+from vllm_promptcache.core.reports.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 

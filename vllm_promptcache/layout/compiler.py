@@ -17,10 +17,10 @@ from vllm_promptcache.layout.placement import Placement, texts_in
 from vllm_promptcache.layout.primer import draft_primers
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.plan.codec import pack_module
-from vllm_promptcache.plan.runs import merge_runs
-from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
 from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, SchemaPolicy
+from vllm_promptcache.sequence.codec import pack_module
+from vllm_promptcache.sequence.runs import merge_runs
+from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
 
 KEY_VERSION = 1
 """Part of every key; changes with whatever else a module's KV depends on."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark
-from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
+from vllm_promptcache.sequence.sequence import Run
 
 _start = attrgetter("start")
 

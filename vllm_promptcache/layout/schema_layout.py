@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from vllm_promptcache.layout.derived import Derived, DerivedCache
-from vllm_promptcache.plan.sequence import Relocation, Run
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
 from vllm_promptcache.pml.policies import policy_name
+from vllm_promptcache.sequence.sequence import Relocation, Run
 
 ContextPolicy: TypeAlias = EncodePolicy | Literal["scaffold", "exact"]
 """What a module may attend to while it is encoded."""

@@ -18,10 +18,10 @@ import msgspec
 
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.size import PIECE_BYTES, module_bytes
-from vllm_promptcache.plan.codec import pack_module
 from vllm_promptcache.plan.pieces import Piece, pieces_of
-from vllm_promptcache.plan.runs import merge_runs
-from vllm_promptcache.plan.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.sequence.codec import pack_module
+from vllm_promptcache.sequence.runs import merge_runs
+from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
 
 ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
 

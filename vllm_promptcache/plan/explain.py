@@ -10,7 +10,7 @@ import msgspec
 
 from vllm_promptcache.layout.schema_layout import ContextPolicy, ModuleLayout
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.sequence.sequence import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout
-from vllm_promptcache.plan.interleaving import placed_runs
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.sequence.interleaving import placed_runs
+from vllm_promptcache.sequence.sequence import Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,11 +8,11 @@ from operator import attrgetter
 from typing import Literal, TypeAlias
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.codec import ExactPlan, pack_plan
-from vllm_promptcache.plan.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
 from vllm_promptcache.plan.pieces import pieces_of
-from vllm_promptcache.plan.runs import merge_runs, subtract_runs
-from vllm_promptcache.plan.sequence import (
+from vllm_promptcache.sequence.codec import ExactPlan, pack_plan
+from vllm_promptcache.sequence.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
+from vllm_promptcache.sequence.runs import merge_runs, subtract_runs
+from vllm_promptcache.sequence.sequence import (
     Interleaving,
     ModuleSpan,
     Relocation,
@@ -31,7 +31,7 @@ class PlannedModule:
         layout: The module.
         reused: Indexes of the kept tokens that are reused, ascending.
         num_attended: How many of them, on average over the prompt's modules, are computed again
-            because the prompt's end attends to them, see `core.query_repair`.
+            because the prompt's end attends to them, see `core.repair.query_repair`.
     """
 
     layout: ModuleLayout

@@ -11,8 +11,8 @@ from dataclasses import replace
 from operator import attrgetter
 
 from vllm_promptcache.plan.prompt_plan import PlannedModule
-from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import Repair
+from vllm_promptcache.sequence.sequence import Run
 
 
 def repaired(

@@ -11,9 +11,9 @@ from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
 from vllm_promptcache.plan.chain import Chain, ChainPolicy
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired
-from vllm_promptcache.plan.runs import subtract_runs
-from vllm_promptcache.plan.sequence import Run
 from vllm_promptcache.pml.ast import Prompt
+from vllm_promptcache.sequence.runs import subtract_runs
+from vllm_promptcache.sequence.sequence import Run
 
 _CHAINED = ("scaffold", "exact")
 # Of the tokens that are reused, those that promotion may make a request compute again.

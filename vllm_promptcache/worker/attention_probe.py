@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vllm_promptcache.core.slots import Slots
+from vllm_promptcache.steps.slots import Slots
 
 # 8-bit floats are not among them: their values are scaled.
 _PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32)

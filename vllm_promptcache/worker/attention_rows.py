@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.core.private_order import AttentionRow, AttentionRows
-from vllm_promptcache.core.slots import ranges
-from vllm_promptcache.plan.sequence import Run
+from vllm_promptcache.sequence.private_order import AttentionRow, AttentionRows
+from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.steps.slots import ranges
 
 Integers = npt.NDArray[np.int64]
 

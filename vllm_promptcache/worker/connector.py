@@ -32,7 +32,7 @@ from vllm_promptcache.compat import (
     split_attention_rows,
 )
 from vllm_promptcache.core.adapters import fingerprint_files
-from vllm_promptcache.core.introspection import (
+from vllm_promptcache.core.reports.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
     STORE_UTILITY,
@@ -40,8 +40,8 @@ from vllm_promptcache.core.introspection import (
     prompt_module_status,
     prompt_module_store,
 )
-from vllm_promptcache.core.metrics import ModuleStats
-from vllm_promptcache.core.step import StepMetadata, WorkerReport, find_step
+from vllm_promptcache.core.reports.metrics import ModuleStats
+from vllm_promptcache.steps.step import StepMetadata, WorkerReport, find_step
 from vllm_promptcache.worker.module_worker import ModuleWorker
 from vllm_promptcache.worker.positions import observed_tokens, place_tokens
 

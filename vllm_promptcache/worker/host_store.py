@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from vllm_promptcache.core.step import HostMove, ModuleBlocks
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.log import module_logger
+from vllm_promptcache.steps.step import HostMove, ModuleBlocks
 from vllm_promptcache.store.disk_tier import KEY_BYTES
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile

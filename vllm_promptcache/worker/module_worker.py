@@ -14,11 +14,11 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
-from vllm_promptcache.core.slots import SlotCopy, ranges, slots_of
-from vllm_promptcache.core.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
+from vllm_promptcache.steps.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
 from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
 from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.disk_store import DiskStore

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_promptcache.core.step import OffsetRuns, StepMetadata
+from vllm_promptcache.steps.step import OffsetRuns, StepMetadata
 from vllm_promptcache.worker.attention_probe import ObservedTokens
 from vllm_promptcache.worker.attention_rows import RowSplit
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from vllm_promptcache.core.slots import ranges
-from vllm_promptcache.core.step import RelocationCopy
 from vllm_promptcache.kernels.rotation import Rotation
+from vllm_promptcache.steps.slots import ranges
+from vllm_promptcache.steps.step import RelocationCopy
 
 # Attention layers of vLLM that rotate all their keys by `rotary_emb` and store them as they are
 # then. Others may skip it in some layers, without a sign of it.

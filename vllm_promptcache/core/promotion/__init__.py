@@ -1,0 +1,1 @@
+"""Combinations of modules that are encoded exactly while the engine is idle."""

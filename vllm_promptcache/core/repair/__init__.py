@@ -1,0 +1,1 @@
+"""Tokens of modules that are computed again because a prompt attends to them."""

@@ -1,0 +1,45 @@
+"""What a request is told about the modules it read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_promptcache.core.request import ModularRequest
+from vllm_promptcache.sequence.codec import DETAIL_KEY
+
+
+def uncount_encoded(modular: ModularRequest) -> None:
+    """Takes tokens that were encoded on behalf of a request out of its cached tokens.
+
+    Mutates the `prefill_stats` of vLLM's request, from which `usage` is made.
+    """
+    stats = modular.request.prefill_stats
+    num_encoded = modular.num_encoded_tokens
+    if stats is None or num_encoded == 0 or modular.request.num_preemptions:
+        return
+    num_external = min(stats.num_external_cached_tokens, stats.num_cached_tokens - num_encoded)
+    stats.set(
+        num_prompt_tokens=stats.num_prompt_tokens,
+        num_local_cached_tokens=stats.num_cached_tokens - num_encoded - num_external,
+        num_external_cached_tokens=num_external,
+    )
+
+
+def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
+    """The modules of a request whose client asked for them: path, tokens, hit or encoded."""
+    params = modular.request.sampling_params
+    paths = ((params and params.extra_args) or {}).get(DETAIL_KEY)
+    if paths is None:
+        return None
+    if modular.exact_paths is not None:
+        paths = modular.exact_paths
+    elif modular.span_numbers is not None:
+        paths = [paths[number] for number in modular.span_numbers]
+    return [
+        {
+            "path": path,
+            "tokens": span.num_tokens,
+            "status": "encoded" if key in modular.encoded_keys else "hit",
+        }
+        for path, (span, key) in zip(paths, modular.span_keys(), strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Where modules are while they are not in the KV cache."""

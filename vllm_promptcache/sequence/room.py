@@ -1,0 +1,160 @@
+"""How many KV cache blocks a sequence takes at most on its way into the cache.
+
+Its modules become resident one after the other, and those that are wait for the rest. To encode one
+takes its contexts as well, and blocks for its placeholders, for a while. Those that take the most
+beyond what they keep come first: so the peak is lowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from vllm_promptcache.sequence.codec import PackedPlan, unpack_module
+from vllm_promptcache.sequence.sequence import KEY_BYTES, ModuleSpan, ModuleSpec, SequencePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a module becomes resident.
+
+    Attributes:
+        num_blocks: Blocks it takes once it is.
+        encode: What its encode reads and computes; None if it needs none.
+        num_encode_blocks: Blocks of the encode beside those of the modules that it reads.
+    """
+
+    num_blocks: int
+    encode: SequencePlan | None = None
+    num_encode_blocks: int = 0
+
+    @classmethod
+    def of(cls, spec: ModuleSpec, block_size: int) -> Way:
+        """The way of a module that has to be encoded."""
+        sequence = spec.sequence
+        num_tokens = sequence.num_cached_tokens + sequence.num_new_tokens
+        num_own = num_own_blocks(sequence, num_tokens, block_size)
+        return cls(-(-spec.num_kept_tokens // block_size), sequence, num_own)
+
+
+WayOf = Callable[[bytes], Way]
+
+
+def num_own_blocks(sequence: SequencePlan, num_tokens: int, block_size: int) -> int:
+    """Blocks that a sequence of so many tokens takes beside those it maps by reference."""
+    num_shared = sum(span.num_full_blocks(block_size) for span in sequence.spans)
+    return -(-num_tokens // block_size) - num_shared
+
+
+def peak(spans: Iterable[ModuleSpan], num_own: int, way_of: WayOf) -> int:
+    """Most blocks that are taken at one time until a sequence has its modules and its own blocks.
+
+    Args:
+        spans: What it reads, in the order in which it becomes resident.
+        num_own: Blocks it takes at last, beside those of all these modules.
+        way_of: Says by a module's key how that becomes resident.
+    """
+    return _peak(spans, num_own, way_of, {})
+
+
+def _peak(
+    spans: Iterable[ModuleSpan], num_own: int, way_of: WayOf, before: Mapping[bytes, int]
+) -> int:
+    most, taken = 0, dict(before)
+    for span in spans:
+        if span.key not in taken:
+            way = way_of(span.key)
+            if way.encode is not None:
+                num_encode = way.num_encode_blocks
+                most = max(most, _peak(way.encode.spans, num_encode, way_of, taken))
+            taken[span.key] = way.num_blocks
+    return max(most, sum(taken.values()) + num_own)
+
+
+def at_once(spans: Iterable[ModuleSpan], num_own: int, way_of: WayOf, counted: set[bytes]) -> int:
+    """Blocks that are taken if all modules become resident at the same time.
+
+    Args:
+        spans: As for `peak`, in any order.
+        num_own: As for `peak`.
+        way_of: As for `peak`.
+        counted: Keys that cost nothing; all others that were looked at are added.
+    """
+    total = num_own
+    for span in spans:
+        if span.key not in counted:
+            counted.add(span.key)
+            way = way_of(span.key)
+            if way.encode is None:
+                total += way.num_blocks
+            else:
+                total += at_once(way.encode.spans, way.num_encode_blocks, way_of, counted)
+    return total
+
+
+def in_best_order(spans: Sequence[ModuleSpan], way_of: WayOf) -> list[ModuleSpan]:
+    """Spans in the order in which their modules should be encoded for the lowest peak."""
+    read = {span.key for span in spans}
+
+    def passing_blocks(span: ModuleSpan) -> int:
+        way = way_of(span.key)
+        contexts = way.encode.spans if way.encode is not None else ()
+        others = sum(way_of(c.key).num_blocks for c in contexts if c.key not in read)
+        return way.num_encode_blocks + others - way.num_blocks
+
+    return sorted(spans, key=passing_blocks, reverse=True)
+
+
+def num_blocks_needed(
+    sequence: SequencePlan, num_tokens: int, way_of: WayOf, block_size: int
+) -> int:
+    """Blocks that a cache must have for a sequence of which nothing is resident.
+
+    Args:
+        sequence: The sequence.
+        num_tokens: Its length when it is admitted.
+        way_of: Says how each module is encoded.
+        block_size: Tokens a block.
+    """
+    num_own = num_own_blocks(sequence, num_tokens, block_size)
+    return peak(in_best_order(sequence.spans, way_of), num_own, way_of)
+
+
+def fits_surely(
+    sequence: SequencePlan, num_tokens: int, num_bytes: int, block_size: int, num_usable: int
+) -> bool:
+    """Whether a cache has room for a sequence, whatever its modules are encoded behind.
+
+    Costs next to nothing, and is true wherever the cache is much larger than the prompt.
+
+    Args:
+        sequence: The sequence.
+        num_tokens: Its length when it is admitted.
+        num_bytes: Bytes of all packed modules: a token takes at least one, a module its key twice.
+        block_size: Tokens a block.
+        num_usable: Blocks of the cache.
+    """
+    num_modules = num_bytes // (2 * KEY_BYTES)
+    # Each holds its tokens, or once more those it is encoded with, in blocks that it may not fill.
+    num_blocks = 2 * num_bytes // block_size + 3 * num_modules
+    return sequence.num_blocks(num_tokens, block_size) + num_blocks <= num_usable
+
+
+def num_blocks_of_plan(plan: PackedPlan, num_tokens: int, block_size: int, num_usable: int) -> int:
+    """As `num_blocks_needed`, for a plan as it travels; about, where the cache is large enough.
+
+    Raises:
+        PlanError: A packed module is malformed.
+    """
+    modules, sequence = dict(plan.modules), plan.sequence
+    num_bytes = sum(map(len, modules.values()))
+    if fits_surely(sequence, num_tokens, num_bytes, block_size, num_usable):
+        return sequence.num_blocks(num_tokens, block_size)
+    origins = {found.key: found.origin for found in plan.relocations}
+
+    def way_of(key: bytes) -> Way:
+        key = origins.get(key, key)
+        return Way.of(unpack_module(modules.get(key), key=key), block_size)
+
+    return num_blocks_needed(sequence, num_tokens, cache(way_of), block_size)

@@ -1,0 +1,1 @@
+"""What the scheduler tells the workers about a step, and what they answer."""
