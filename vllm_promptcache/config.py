@@ -52,9 +52,9 @@ class PromptModulesConfig:
     repair: str = "query:15"
     """Which tokens of reused modules each prompt computes again, where neither it nor its schema
     says: a share of them in percent, those that its end attends to most (`query:15`, after a first
-    pass that finds out), or spread evenly (`spread:15`); the first (`head:16`) or last (`tail:16`)
-    of each module; or `none`, which is fastest and furthest from a plain prefill. Modules that were
-    encoded behind all that lies before them are left as they are."""
+    pass that finds out); the first tokens of each module (`head:16`); or `none`, which is fastest
+    and furthest from a plain prefill. Modules that were encoded behind all that lies before them
+    are left as they are."""
 
     profile: str | None = None
     """File that `python -m vllm_promptcache.calibrate` has written. It says `encode` and `repair`;

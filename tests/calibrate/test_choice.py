@@ -52,11 +52,11 @@ def test_both_limits_hold(difference: float, kl: float, objections: tuple[str, .
 def test_the_cheapest_that_passes_is_chosen() -> None:
     verdicts = [
         verdict("isolated", -4.0),
-        verdict("anchored+spread:15", share=0.15),
-        verdict("isolated+tail:16", share=0.1),
+        verdict("anchored+query:15", share=0.15),
+        verdict("anchored+head:16", share=0.1),
         verdict("isolated+head:16", share=0.1),
     ]
-    assert choose_policy(verdicts) == "isolated+tail:16"
+    assert choose_policy(verdicts) == "anchored+head:16"
     assert choose_policy(verdicts[::-1]) == "isolated+head:16"
 
 
@@ -65,12 +65,12 @@ def test_exact_is_the_last_resort() -> None:
 
 
 def test_candidates_are_read_and_named_the_one_way() -> None:
-    policies = read_candidates("isolated+none, anchored+tail:16,isolated")
-    assert [policy.name for policy in policies] == ["plain", "isolated", "anchored+tail:16"]
+    policies = read_candidates("isolated+none, anchored+head:16,isolated")
+    assert [policy.name for policy in policies] == ["plain", "isolated", "anchored+head:16"]
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "exact", "scaffold", "default", "fast", "", "isolated+head", "exact+tail:1"]
+    "name", ["plain", "exact", "scaffold", "default", "fast", "", "isolated+head", "exact+head:1"]
 )
 def test_other_names_are_no_candidates(name: str) -> None:
     with pytest.raises(ClientError, match="is no candidate"):

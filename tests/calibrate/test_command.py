@@ -10,7 +10,7 @@ from vllm_promptcache.calibrate import __main__ as command
 from vllm_promptcache.evaluate import run
 from vllm_promptcache.profile import config_sha256, read_profile
 
-POLICIES = "isolated,anchored+tail:16"
+POLICIES = "isolated,anchored+head:16"
 SCHEMA = """<schema name="trips" encode="isolated" pin="true"><user>
   <module name="oban">The ferry to Arran leaves Oban at nine, every day but Sunday.</module>
   <module name="arran">On Arran there is a bakery that opens when the ferry comes.</module>

@@ -47,12 +47,12 @@ def policy(layout: SchemaLayout) -> tuple[str, str | None]:
 
 def test_a_schema_without_a_policy_gets_the_default() -> None:
     assert policy(add()) == ("anchored", None)
-    tail = profile(
-        measured=(measured("anchored+tail:2"),),
-        passed=("anchored+tail:2",),
-        default="anchored+tail:2",
+    head = profile(
+        measured=(measured("anchored+head:2"),),
+        passed=("anchored+head:2",),
+        default="anchored+head:2",
     )
-    assert policy(add(of=tail)) == ("anchored+tail:2", None)
+    assert policy(add(of=head)) == ("anchored+head:2", None)
     assert policy(add(of=profile(passed=(), default="exact"))) == ("exact", None)
 
 
@@ -76,8 +76,8 @@ def test_a_policy_that_was_not_measured_falls_back() -> None:
 def test_modules_count_with_their_own_policies() -> None:
     other = '<module name="c" encode="isolated">c1 c2</module>'
     assert policy(add(children=MODULES + other)) == ("exact", LOST)
-    repaired = '<module name="d" repair="tail:1">c1 c2</module>'
-    reason = "policy anchored+tail:1 was not measured"
+    repaired = '<module name="d" repair="head:1">c1 c2</module>'
+    reason = "policy anchored+head:1 was not measured"
     assert policy(add(children=MODULES + repaired)) == ("exact", reason)
     both = policy(add(children=other + repaired))
     assert both == ("exact", f"{LOST}; {reason}")

@@ -38,7 +38,7 @@ def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
         (changed(colour="red"), "p.json is no profile: colour: "),
         (changed(default="fast"), "p.json is no profile: default: .*'fast' is no policy"),
         (changed(default="isolated"), "`default` be one of these"),
-        (changed(passed=["isolated+tail:16"]), "`passed` must have been measured"),
+        (changed(passed=["isolated+head:16"]), "`passed` must have been measured"),
     ],
 )
 def test_what_is_no_profile_is_an_error(tmp_path: Path, text: str, message: str) -> None:
@@ -62,11 +62,11 @@ def test_policies_have_one_name_each() -> None:
 
 def test_the_default_is_taken_apart() -> None:
     repaired = profile(
-        measured=(measured("anchored+tail:16"),),
-        passed=("anchored+tail:16",),
-        default="anchored+tail:16",
+        measured=(measured("anchored+head:16"),),
+        passed=("anchored+head:16",),
+        default="anchored+head:16",
     )
-    assert repaired.default_policy == ("anchored", Repair("tail", 16))
+    assert repaired.default_policy == ("anchored", Repair("head", 16))
     assert profile(default="exact").default_policy == ("exact", NO_REPAIR)
 
 

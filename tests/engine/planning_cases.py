@@ -90,7 +90,7 @@ def documents(max_model_len: int) -> Iterator[tuple[str, str]]:
     yield "text between 2,000, backwards", f">{imports(in_order[::-1], 't')}"
     yield "text between 2,000, shuffled", f">{imports(shuffled, 't')}"
     yield "text inside of 2,000 imports", f">{imports(shuffled, '', 't')}"
-    yield "repair of 2,000 imports", f' repair="tail:1">{imports(shuffled)} x'
+    yield "repair of 2,000 imports", f' repair="head:1">{imports(shuffled)} x'
     yield "2,000 imports, exact", f' encode="exact">{imports(shuffled)} x'
     yield "one import 20,000 times", ">" + "<m0/>" * 20_000
     yield "7,000 roles", ">" + "<user>x</user>" * 7_000

@@ -92,9 +92,9 @@ def test_its_text_may_be_a_user_message() -> None:
 
 
 def test_its_policy() -> None:
-    prompt = form(encode="exact", repair="tail:16").to_prompt("x")
+    prompt = form(encode="exact", repair="head:16").to_prompt("x")
     assert prompt.is_exact
-    assert prompt.repair == Repair("tail", 16)
+    assert prompt.repair == Repair("head", 16)
     prompt = form().to_prompt("x")
     assert (prompt.is_exact, prompt.repair) == (False, None)
 
@@ -164,7 +164,7 @@ def test_the_order_is_the_one_given(prompts: Prompts, compact: Prompts) -> None:
         ({"arguments": {"a": {"x y": "1"}}}, "prompt_modules.arguments.a"),
         ({"imports": ["a/" * 64 + "a"]}, "prompt_modules.imports[0]: String should"),
         ({"imports": ["a"] * 4097}, "prompt_modules.imports: List should have at most 4096"),
-        ({"schema": None, "repair": "tail:1"}, "prompt_modules: Value error, imports, arguments"),
+        ({"schema": None, "repair": "head:1"}, "prompt_modules: Value error, imports, arguments"),
         ({"schema": None, "imports": ["a"]}, "prompt_modules: Value error, imports, arguments"),
     ],
 )

@@ -15,9 +15,9 @@ TINY = row(docs=["a < b", "c"], question="Is b > a?")
 
 
 def test_plain_comes_first_and_none_comes_twice() -> None:
-    policies = read_policies("isolated+tail:16, exact,plain,exact")
-    assert [policy.name for policy in policies] == ["plain", "isolated+tail:16", "exact"]
-    assert policies[1] == Policy("isolated", "tail:16")
+    policies = read_policies("isolated+head:16, exact,plain,exact")
+    assert [policy.name for policy in policies] == ["plain", "isolated+head:16", "exact"]
+    assert policies[1] == Policy("isolated", "head:16")
     assert [policy.reuse for policy in policies] == [False, True, True]
 
 
@@ -26,10 +26,10 @@ def test_plain_comes_first_and_none_comes_twice() -> None:
     [
         ("fast", "unknown policy 'fast'; choose from plain, isolated, anchored, primed, exact"),
         ("", "unknown policy ''"),
-        ("plain+tail:1", "policy 'plain\\+tail:1': a plain prefill leaves nothing"),
+        ("plain+head:1", "policy 'plain\\+head:1': a plain prefill leaves nothing"),
         ("isolated+", "policy 'isolated\\+': '' is no way to repair"),
         ('isolated+"', "is no way to repair"),
-        ("isolated+spread:0.15", "is no way to repair"),
+        ("isolated+query:0.15", "is no way to repair"),
     ],
 )
 def test_other_names_are_errors(name: str, message: str) -> None:
@@ -75,8 +75,8 @@ def test_a_prompt_imports_all_documents_and_asks() -> None:
     [
         ("exact", '<prompt schema="documents-any" encode="exact" repair="none"><d0/>'),
         ("default", '<prompt schema="documents-any"><d0/>'),
-        ("default+spread:15", '<prompt schema="documents-any" repair="spread:15"><d0/>'),
-        ("isolated+tail:16", '<prompt schema="documents-isolated" repair="tail:16"><d0/>'),
+        ("default+query:15", '<prompt schema="documents-any" repair="query:15"><d0/>'),
+        ("isolated+head:16", '<prompt schema="documents-isolated" repair="head:16"><d0/>'),
         ("scaffold", '<prompt schema="documents-scaffold" repair="none"><d0/>'),
         ("anchored", '<prompt schema="documents-anchored" repair="none"><d0/>'),
         ("anchored+query:15", '<prompt schema="documents-anchored" repair="query:15"><d0/>'),

@@ -40,7 +40,7 @@ EXPLAINED = Explanation(
     [
         ("plain", False, 12),
         ("isolated", True, 1),
-        ("default+tail:1", True, 1),
+        ("default+head:1", True, 1),
         ("anchored+query:15", True, 1),
         ("scaffold", True, 1),
         ("exact", True, 12),

@@ -85,7 +85,7 @@ def random_schema(rng: Random, name: str, *, max_words: int = MAX_WORDS) -> Sche
 def random_repair(rng: Random) -> str:
     """Returns a random value for the attribute `repair`, all of which the planner carries out."""
     tokens = rng.choice((1, 8, 31, 32, 33, 100))
-    return rng.choice(("none", f"head:{tokens}", f"tail:{tokens}", f"spread:{rng.randint(1, 100)}"))
+    return rng.choice(("none", f"head:{tokens}"))
 
 
 def _cached_paths(rng: Random, element: Element, above: str = "") -> Iterator[str]:

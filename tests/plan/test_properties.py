@@ -124,7 +124,7 @@ def test_policies_change_no_token(seed: int, block_size: int) -> None:
     layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
     prompt = parse_prompt(random_prompt(rng, schema))
     outcomes = set()
-    for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("spread", 50))):
+    for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("head", 5))):
         one = replace(prompt, is_exact=is_exact, repair=repair)
         plan = plan_prompt(
             one, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size

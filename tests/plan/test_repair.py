@@ -17,33 +17,23 @@ def repeated(prompts: Prompts, attribute: str = "") -> str:
     return prompts.words.text(tokens)
 
 
-def test_head_and_tail_of_every_module_but_the_first() -> None:
+def test_the_head_of_every_module_but_the_first() -> None:
     prompts = Prompts(MODULES.format(""))
     assert repeated(prompts) == ""
     assert repeated(prompts, 'repair="head:2"') == "a1 a2 b1 b2"
-    assert repeated(prompts, 'repair="tail:1"') == "a10 b9"
     assert repeated(prompts, 'repair="none"') == ""
 
 
 def test_what_a_module_says_comes_before_its_schema_and_a_prompt_before_both() -> None:
     prompts = Prompts(MODULES.format(' repair="none"'), 'repair="head:1"')
     assert repeated(prompts) == "a1"
-    assert repeated(prompts, 'repair="tail:1"') == "a10 b9"
-
-
-def test_spread_takes_whole_blocks_of_the_module() -> None:
-    prompts = Prompts(MODULES.format(""))
-    # Blocks of four tokens: two whole ones in each module, of which half is the second.
-    assert repeated(prompts, 'repair="spread:50"') == "a5 a6 a7 a8 b5 b6 b7 b8"
-    whole = "a1 a2 a3 a4 a5 a6 a7 a8 b1 b2 b3 b4 b5 b6 b7 b8"
-    assert repeated(prompts, 'repair="spread:100"') == whole
-    assert repeated(prompts, 'repair="spread:1"') == ""
+    assert repeated(prompts, 'repair="head:2"') == "a1 a2 b1 b2"
 
 
 def test_a_module_shorter_than_its_repair_is_computed_as_a_whole() -> None:
     prompts = Prompts(MODULES.format(""))
     plan = prompts.plan("<a/><b/> end")
-    again = prompts.planner.plan('<prompt schema="s" repair="tail:99"><a/><b/> end</prompt>')
+    again = prompts.planner.plan('<prompt schema="s" repair="head:99"><a/><b/> end</prompt>')
     assert again.sequence.spans == plan.sequence.spans[:1]
     assert again.num_tokens == plan.num_tokens
 

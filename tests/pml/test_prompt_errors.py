@@ -28,8 +28,8 @@ PROMPTS = {
         "write `exact`",
     ),
     "repair": (
-        '<prompt schema="s" repair="▲tail:-1">hello</prompt>',
-        "`tail:-1` is no `repair`",
+        '<prompt schema="s" repair="▲tail:16">hello</prompt>',
+        "`tail:16` is no `repair`",
         REPAIR_HINT,
     ),
     "empty": ('▲<prompt schema="s"/>', *EMPTY),

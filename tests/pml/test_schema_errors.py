@@ -65,9 +65,14 @@ MODULES = {
         "write `isolated` or `anchored` or `primed`",
     ),
     "bad-repair": ('<module name="a" repair="▲head"/>', "`head` is no `repair`", REPAIR_HINT),
+    "unknown-repair": (
+        '<module name="a" repair="▲spread:15"/>',
+        "`spread:15` is no `repair`",
+        REPAIR_HINT,
+    ),
     "repair-share": (
-        '<module name="a" repair="▲spread:101"/>',
-        "`spread:101` is no `repair`",
+        '<module name="a" repair="▲query:101"/>',
+        "`query:101` is no `repair`",
         REPAIR_HINT,
     ),
     "bad-ttl": (

@@ -37,7 +37,7 @@ ROLES = st.sampled_from(["system", "user", "assistant"])
 PINS = st.sampled_from([None, False, Pin(), Pin(90)])
 POLICIES = st.sampled_from([None, "isolated", "anchored"])
 SCHEMA_POLICIES = st.sampled_from([None, "isolated", "anchored", "exact"])
-REPAIRS = st.sampled_from([None, Repair("none"), Repair("tail", 16), Repair("spread", 15)])
+REPAIRS = st.sampled_from([None, Repair("none"), Repair("head", 16), Repair("query", 15)])
 
 
 @st.composite

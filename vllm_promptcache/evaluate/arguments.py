@@ -19,7 +19,7 @@ policies:
   exact             modules are encoded behind all that is imported before them
   scaffold          all documents of a row are encoded together
   default           nothing is said: what the engine does by itself
-  POLICY+REPAIR     with repair, such as isolated+tail:16
+  POLICY+REPAIR     with repair, such as isolated+head:16
 
 A line of FILE is a JSON object: "id", "metric" (f1, subspan_em/f1, accuracy or rougeL), "docs" (a
 list of texts), "question", "answers" (a list of texts), and where it is known "gold_index" (number

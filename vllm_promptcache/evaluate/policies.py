@@ -17,7 +17,7 @@ _BASES = (PLAIN, *_SCHEMAS, *_PROMPTS, "scaffold", "default")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy by its name, such as `isolated+tail:16`.
+    """A policy by its name, such as `isolated+head:16`.
 
     Attributes:
         base: What stands before the plus.

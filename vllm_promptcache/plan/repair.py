@@ -15,9 +15,7 @@ from vllm_promptcache.pml.ast import Repair
 from vllm_promptcache.sequence.sequence import Run
 
 
-def repaired(
-    modules: Sequence[PlannedModule], wanted: Repair | None, block_size: int
-) -> list[PlannedModule]:
+def repaired(modules: Sequence[PlannedModule], wanted: Repair | None) -> list[PlannedModule]:
     """Says what is still reused of each module.
 
     A module is left as it is if it has seen all that lies before it.
@@ -25,7 +23,6 @@ def repaired(
     Args:
         modules: Modules of a prompt.
         wanted: What the prompt asks for, None for what the modules' schema says.
-        block_size: Tokens in a KV cache block.
     """
     repairs = [wanted or planned.layout.repair for planned in modules]
     if all(repair.kind == "none" for repair in repairs):
@@ -34,9 +31,7 @@ def repaired(
     asked = [p for p, repair in zip(modules, repairs, strict=True) if repair.kind == "query"]
     factor = _factor(asked, complete)
     return [
-        planned
-        if planned.layout.index in complete
-        else _repaired(planned, repair, block_size, factor)
+        planned if planned.layout.index in complete else _repaired(planned, repair, factor)
         for planned, repair in zip(modules, repairs, strict=True)
     ]
 
@@ -59,34 +54,13 @@ def _complete(modules: Iterable[PlannedModule]) -> Collection[int]:
     return complete
 
 
-def _repaired(
-    planned: PlannedModule, repair: Repair, block_size: int, factor: float
-) -> PlannedModule:
-    if repair.kind == "query":
-        # Which ones, the engine chooses.
-        num_tokens = round(planned.num_tokens * repair.amount / 100 * factor)
-        return replace(planned, num_attended=min(num_tokens, planned.num_tokens))
-    return planned.without(_left_out(planned, repair, block_size))
-
-
-def _left_out(planned: PlannedModule, repair: Repair, block_size: int) -> list[Run]:
-    """Indexes of the kept tokens that a repair takes out, of a module reused from its start on."""
-    num_tokens = planned.num_tokens
-    amount = min(repair.amount, num_tokens)
+def _repaired(planned: PlannedModule, repair: Repair, factor: float) -> PlannedModule:
     match repair.kind:
-        case "none" | "query":
-            return []
+        case "none":
+            return planned
         case "head":
-            return [Run(0, amount)]
-        case "tail":
-            return [Run(num_tokens - amount, amount)]
-        case "spread":
-            return _spread(num_tokens, repair.amount / 100, block_size)
-
-
-def _spread(num_tokens: int, share: float, block_size: int) -> list[Run]:
-    """Whole blocks at even distances: the others can still be mapped by reference."""
-    num_blocks = num_tokens // block_size
-    num_repaired = round(num_blocks * share)
-    middles = ((2 * i + 1) * num_blocks // (2 * num_repaired) for i in range(num_repaired))
-    return [Run(block * block_size, block_size) for block in middles]
+            return planned.without([Run(0, min(repair.amount, planned.num_tokens))])
+        case "query":
+            # Which ones, the engine chooses.
+            num_tokens = round(planned.num_tokens * repair.amount / 100 * factor)
+            return replace(planned, num_attended=min(num_tokens, planned.num_tokens))

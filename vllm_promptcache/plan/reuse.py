@@ -86,7 +86,7 @@ class ReuseChooser:
             PlannedModule.first(module, module.num_reusable if module.cached else 0)
             for module in imported
         ]
-        planned = repaired(planned, self.prompt.repair, self.block_size)
+        planned = repaired(planned, self.prompt.repair)
         repeated = [tokens for item in planned for tokens in item.computed_again()]
         cached = [item for item in planned if item.layout.cached]
         return Reuse([*cached, *self._primers(cached)], repeated)

@@ -6,7 +6,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 EncodePolicy: TypeAlias = Literal["isolated", "anchored", "primed"]
 SchemaPolicy: TypeAlias = EncodePolicy | Literal["exact"]
-RepairKind: TypeAlias = Literal["none", "head", "tail", "spread", "query"]
+RepairKind: TypeAlias = Literal["none", "head", "query"]
 LayoutName: TypeAlias = Literal["schema", "compact"]
 OrderName: TypeAlias = Literal["prompt", "any"]
 RoleName: TypeAlias = Literal["system", "user", "assistant"]
@@ -88,8 +88,8 @@ class Pin:
 class Repair:
     """Which tokens of a reused module are computed again.
 
-    `amount` is a number of tokens at the module's `head` or `tail`, or a share in percent: `spread`
-    over it, in whole blocks, or of the tokens that the prompt's end attends to most (`query`).
+    `amount` is a number of tokens at the module's `head`, or a share in percent: of the tokens that
+    the prompt's end attends to most (`query`).
     """
 
     kind: RepairKind

@@ -12,10 +12,7 @@ from vllm_promptcache.pml.markup import Attribute, Element
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 
-REPAIR_HINT = (
-    "write `none`, `head:N` or `tail:N` with a number of tokens, or `query:N` or `spread:N` with "
-    "percent of them"
-)
+REPAIR_HINT = "write `none`, `head:N` with a number of tokens, or `query:N` with percent of them"
 
 DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
 
@@ -27,7 +24,7 @@ _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_REPAIR = re.compile(r"(head|tail|spread|query):([1-9][0-9]{0,5})")
+_REPAIR = re.compile(r"(head|query):([1-9][0-9]{0,5})")
 _REPAIR_KINDS: Mapping[str, RepairKind] = {kind: kind for kind in get_args(RepairKind)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -47,14 +44,14 @@ def parse_duration(text: str) -> int | None:
 
 
 def parse_repair(text: str) -> Repair | None:
-    """Reads `none`, `head:16`, `tail:16`, `spread:15` or `query:15`; None if it is none."""
+    """Reads `none`, `head:16` or `query:15`; None if it is none."""
     if text == "none":
         return NO_REPAIR
     match = _REPAIR.fullmatch(text)
     if match is None:
         return None
     kind, amount = _REPAIR_KINDS[match[1]], int(match[2])
-    return None if kind in ("spread", "query") and amount > 100 else Repair(kind, amount)
+    return None if kind == "query" and amount > 100 else Repair(kind, amount)
 
 
 def check_repair(text: str) -> str:
@@ -153,7 +150,7 @@ class AttributeReader:
         return value
 
     def repair(self, key: str) -> Repair | None:
-        """A repair such as `tail:16`, None without the attribute."""
+        """A repair such as `head:16`, None without the attribute."""
         attribute = self.get(key)
         if attribute is None:
             return None

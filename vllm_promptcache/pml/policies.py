@@ -1,4 +1,4 @@
-"""Names of policies, such as `anchored+tail:16`: how modules are encoded and repaired."""
+"""Names of policies, such as `anchored+head:16`: how modules are encoded and repaired."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def policy_name(encode: str, repair: Repair) -> str:
 
 
 def parse_policy(name: str) -> tuple[SchemaPolicy, Repair] | None:
-    """Reads a name such as `exact`, `isolated` or `anchored+tail:16`; None if it is no policy."""
+    """Reads a name such as `exact`, `isolated` or `anchored+head:16`; None if it is no policy."""
     if name == "exact":
         return "exact", NO_REPAIR
     base, plus, suffix = name.partition("+")
