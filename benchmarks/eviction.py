@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 from vllm.v1.core.block_pool import BlockPool
 
-from vllm_promptcache.compat import before_allocation
+from vllm_promptcache.compat.block_pool import before_allocation
 from vllm_promptcache.store import Eviction, GreedyDual, ModuleStore
 
 BLOCK_SIZE = 32

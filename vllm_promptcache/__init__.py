@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-    from vllm_promptcache.entrypoints.llm import LLM
+    from vllm_promptcache.llm import LLM
 
 __all__ = ["LLM", "SamplingParams"]
 
@@ -15,7 +15,7 @@ __all__ = ["LLM", "SamplingParams"]
 def __getattr__(name: str) -> Any:
     # vLLM loads the plugin in every process: nothing heavy is imported before it is asked for.
     if name == "LLM":
-        from vllm_promptcache.entrypoints.llm import LLM
+        from vllm_promptcache.llm import LLM
 
         return LLM
     if name == "SamplingParams":

@@ -16,7 +16,6 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
-from vllm_promptcache.pml.attributes import check_repair
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -110,7 +109,13 @@ class PromptModulesConfig:
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""
 
-    _check_repair = field_validator("repair")(check_repair)
+    @field_validator("repair")
+    @classmethod
+    def _check_repair(cls, repair: str) -> str:
+        # Not at the top: vLLM loads this file in every process, the parser is for front ends.
+        from vllm_promptcache.pml import check_repair
+
+        return check_repair(repair)
 
     @field_validator("profile")
     @classmethod

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_promptcache.compat import check_private_names
+from vllm_promptcache.compat.check import check_names
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.cpu_types import emulation_notice
 from vllm_promptcache.errors import UnsupportedError
@@ -36,9 +36,9 @@ def prepare_engine_args(args: EngineArgs) -> None:
     """
     from vllm.platforms import current_platform
 
-    from vllm_promptcache.worker.composed_connector import modules_alone
+    from vllm_promptcache.connector.composed_connector import modules_alone
 
-    check_private_names()
+    check_names()
     _require(not os.environ.get("VLLM_USE_RUST_FRONTEND"), "the Rust front end")
     _require(args.enable_prefix_caching is not False, "--no-enable-prefix-caching")
     _require(args.speculative_config is None, "speculative decoding")
@@ -132,8 +132,8 @@ def select_scheduler(vllm_config: VllmConfig) -> None:
 
 def compose_connectors(vllm_config: VllmConfig) -> None:
     """Puts our connector beside one that the user has chosen. Mutates `vllm_config`."""
-    from vllm_promptcache.worker.composed_connector import compose
-    from vllm_promptcache.worker.connector import PromptModuleConnector
+    from vllm_promptcache.connector.composed_connector import compose
+    from vllm_promptcache.connector.connector import PromptModuleConnector
 
     chosen = vllm_config.kv_transfer_config
     assert chosen is not None, "ours is the default"

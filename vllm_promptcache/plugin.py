@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vllm_promptcache.compat import wrap
+from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.config import ADMIN_KEY_VARIABLE, CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.errors import PromptCacheError, UnsupportedError
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import adapter_of
+from vllm_promptcache.compat.requests import adapter_of
 from vllm_promptcache.core import adapters as adapters_module
-from vllm_promptcache.core.adapters import Adapters, fingerprint_files
+from vllm_promptcache.core.adapters import Adapters
+from vllm_promptcache.steps.adapter_files import fingerprint_files
 from vllm_promptcache.steps.step import WorkerReport
 
 from .plans import module, raw_request, request, span
@@ -94,23 +94,6 @@ def test_while_files_are_not_what_was_loaded_nothing_is_shared(folder: Path) -> 
     assert first not in names
     in_place = {name_of(adapters, folder, str(number), load_inplace=True) for number in range(3)}
     assert len(in_place) == 1
-
-
-def test_files_of_the_same_size_and_time_are_told_apart(folder: Path) -> None:
-    path, before = folder / "adapter_model.safetensors", fingerprint_files(str(folder))
-    stat = path.stat()
-    path.write_bytes(b"others ")
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert fingerprint_files(str(folder)) != before
-
-
-def test_what_is_no_weights_does_not_matter_and_a_missing_folder_is_no_error(folder: Path) -> None:
-    before = fingerprint_files(str(folder))
-    (folder / "README.md").write_text("An adapter.")
-    assert fingerprint_files(str(folder)) == before
-    nothing = fingerprint_files(str(folder / "none"))
-    assert nothing == fingerprint_files("nobody/nothing") == fingerprint_files("no\x00path")
-    assert nothing != before
 
 
 def test_forgotten_adapters_get_names_that_they_never_had(

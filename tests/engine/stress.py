@@ -24,7 +24,7 @@ from tests.generators import CaseMaker, Schema, random_text
 from tests.reference import Reference
 from tests.reference.compare import Tally
 from vllm_promptcache import LLM
-from vllm_promptcache.compat import call_utility
+from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins

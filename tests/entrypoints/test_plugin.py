@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vllm_promptcache import compat
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.errors import PlanError, UnsupportedError
 from vllm_promptcache.plugin import register
@@ -89,57 +89,24 @@ def test_registering_twice_hooks_once():
     assert sum(a.dest == "prompt_schemas" for a in actions()) == 1
 
 
+def test_registering_imports_nothing_that_only_engines_with_modules_need():
+    """vLLM calls it in every process."""
+    code = (
+        "import json, sys\n"
+        "import vllm.engine.arg_utils, vllm.renderers.registry\n"
+        "before = {*sys.modules}\n"
+        "import vllm_promptcache.plugin\n"
+        "vllm_promptcache.plugin.register()\n"
+        "print(json.dumps(sorted(sys.modules.keys() - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = json.loads(done.stdout.splitlines()[-1])
+    ours = {name.removeprefix("vllm_promptcache.") for name in names}
+    assert ours == {"vllm_promptcache", "compat", "compat.wrap", "config", "errors", "plugin"}
+
+
 def actions() -> list[argparse.Action]:
     return AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())._actions
-
-
-def test_this_vllm_has_all_private_names():
-    compat.check_private_names()
-
-
-def test_a_missing_private_name_is_listed_with_the_version(monkeypatch):
-    names = {"vllm.v1.request": ("Request.gone",), "vllm.no_such_module": ("x",)}
-    monkeypatch.setattr(compat, "PRIVATE_NAMES", names)
-    with pytest.raises(UnsupportedError) as error:
-        compat.check_private_names()
-    assert "vllm.v1.request.Request.gone, vllm.no_such_module.x" in str(error.value)
-    assert "0.32" in str(error.value)
-
-
-def test_wrap_keeps_kinds_of_methods_and_wraps_once():
-    class Owner:
-        @staticmethod
-        def static(x):
-            return x
-
-        @classmethod
-        def of_class(cls, x):
-            return cls, x
-
-        def plain(self, x):
-            return self, x
-
-    def double(original, *args):
-        result = original(*args)
-        return (result, result)
-
-    for name in ("static", "of_class", "plain"):
-        compat.wrap(Owner, name, double)
-        compat.wrap(Owner, name, double)
-    owner = Owner()
-    assert Owner.static(1) == owner.static(1) == (1, 1)
-    assert Owner.of_class(1) == ((Owner, 1), (Owner, 1))
-    assert owner.plain(1) == ((owner, 1), (owner, 1))
-
-
-def test_blocks_of_modular_requests_are_not_cached():
-    cached = []
-    coordinator = SimpleNamespace(cache_blocks=lambda request, n: cached.append(request.request_id))
-    manager = SimpleNamespace(coordinator=coordinator)
-    compat.choose_published_blocks(manager, lambda request, n: request.request_id == "plain")
-    for request_id in ("plain", "modular"):
-        coordinator.cache_blocks(SimpleNamespace(request_id=request_id), 64)
-    assert cached == ["plain"]
 
 
 def test_our_errors_end_a_command_without_traceback(capsys):

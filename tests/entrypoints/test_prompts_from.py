@@ -11,10 +11,10 @@ from tests.plan.planning import Prompts
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.chat import PMLChat
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.entrypoints.llm import LLM
 from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, plan_if_pml
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.llm import LLM
 
 DOCUMENT = '<prompt schema="s"><a/>Repeat the text above.</prompt>'
 MESSAGES = [{"role": "user", "content": DOCUMENT}]

@@ -6,7 +6,8 @@ import msgspec
 import pytest
 from vllm.v1.core.block_pool import BlockPool
 
-from vllm_promptcache.compat import allocate_ahead, reorder_prompt
+from vllm_promptcache.compat.requests import reorder_prompt
+from vllm_promptcache.compat.scheduler import allocate_ahead
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.residency import ModuleResidency

@@ -6,7 +6,7 @@ import pytest
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHash, make_block_hash_with_group_id
 
-from vllm_promptcache.compat import before_allocation
+from vllm_promptcache.compat.block_pool import before_allocation
 from vllm_promptcache.store import Eviction, GreedyDual, ModuleStore
 
 KEYS = [bytes([i]) * 32 for i in range(5)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_promptcache.compat import kv_writer
+from vllm_promptcache.compat.worker import kv_writer
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.steps.slots import slots_of
 from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm_promptcache.compat import adapter_of
+from vllm_promptcache.compat.requests import adapter_of
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

@@ -10,7 +10,7 @@ from typing import TypeVar
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import adapter_of, name_adapter
+from vllm_promptcache.compat.requests import adapter_of, name_adapter
 from vllm_promptcache.sequence.codec import PackedPlan, unpack_module
 from vllm_promptcache.sequence.private_order import IndexOffsets, PrivateOrder
 from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan

@@ -8,7 +8,7 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat import set_block_hasher
+from vllm_promptcache.compat.requests import set_block_hasher
 from vllm_promptcache.core.adapters import Adapters, not_started
 from vllm_promptcache.core.admission.encodes import Encodes
 from vllm_promptcache.core.admission.supply import ModuleSupply

@@ -1,7 +1,7 @@
 """The scheduler: vLLM's own, with requests held back until their modules are resident.
 
 Each override does its part and calls vLLM's method; no method is copied. The private methods that
-are overridden here are listed and checked in `compat.py`.
+are overridden here are listed in `compat/names.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache import compat
+from vllm_promptcache.compat.check import check_object
+from vllm_promptcache.compat.engine_core import after_reload_adapter
+from vllm_promptcache.compat.names import SCHEDULER
+from vllm_promptcache.compat.requests import hash_adapter_names, never_hash_blocks
+from vllm_promptcache.compat.scheduler import (
+    allocate_ahead,
+    choose_published_blocks,
+    limited_step,
+)
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.admission.attention_budget import AttentionBudget
 from vllm_promptcache.core.reports.integrity import check_integrity
@@ -42,10 +50,11 @@ class PromptModuleMixin(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_object(self, SCHEDULER)
         # The engine core makes its block hasher after the scheduler.
-        compat.never_hash_blocks(PLAN_KEY)
-        compat.hash_adapter_names()
-        compat.after_reload_adapter(PromptModuleMixin.reloaded_adapter)
+        never_hash_blocks(PLAN_KEY)
+        hash_adapter_names()
+        after_reload_adapter(PromptModuleMixin.reloaded_adapter)
         config = PromptModulesConfig.of(self.vllm_config)
         manager = self.kv_cache_manager
         scheduling = self.scheduler_config
@@ -66,8 +75,8 @@ class PromptModuleMixin(Scheduler):
         self._attention = AttentionBudget(
             scheduling.max_num_seqs, self.residency.get, is_chunked=is_chunked
         )
-        compat.choose_published_blocks(manager, self.residency.may_publish)
-        compat.allocate_ahead(manager, self.residency.num_ahead)
+        choose_published_blocks(manager, self.residency.may_publish)
+        allocate_ahead(manager, self.residency.num_ahead)
         self.connector.bind_residency(self.residency)
 
     @property
@@ -87,7 +96,7 @@ class PromptModuleMixin(Scheduler):
         Raises:
             AssertionError: An invariant is violated.
         """
-        check_integrity(self)
+        check_integrity(self, self.residency)
 
     def add_request(self, request: Request) -> None:
         """Adds a request; a bad plan ends it with an error at the next step."""
@@ -119,7 +128,7 @@ class PromptModuleMixin(Scheduler):
         num_reserved = self._inflight_prefill_reserved_blocks()
         self._add_internal(self.residency.prepare(self.waiting, num_users, num_reserved))
         self._raise_outranked()
-        with compat.limited_step(self, self._attention.start_step(self.running)):
+        with limited_step(self, self._attention.start_step(self.running)):
             return super().schedule(throttle_prefills)
 
     def _is_internal(self, request: Request) -> bool:

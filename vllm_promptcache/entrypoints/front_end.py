@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
+from vllm_promptcache.core.reports.schema_series import schema_series
 from vllm_promptcache.entrypoints.load_profile import load_profile
-from vllm_promptcache.entrypoints.metrics import count_plan_error
+from vllm_promptcache.entrypoints.plan_errors import count_plan_error
 from vllm_promptcache.entrypoints.schema_files import read_schema
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo, info_bytes
-from vllm_promptcache.entrypoints.schema_series import schema_series
 from vllm_promptcache.errors import PlanError, PromptCacheError
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.log import module_logger

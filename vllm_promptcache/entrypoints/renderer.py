@@ -18,7 +18,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from vllm_promptcache.compat import wrap
+from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat

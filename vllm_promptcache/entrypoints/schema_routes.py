@@ -18,7 +18,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_promptcache.compat import wrap
+from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.config import PromptModulesConfig, admin_key
 from vllm_promptcache.entrypoints.background import follow, while_connected
 from vllm_promptcache.entrypoints.engine_modules import EngineModules

@@ -6,7 +6,7 @@ from functools import cache
 
 from prometheus_client import Counter, Histogram
 
-from vllm_promptcache.entrypoints.schema_series import LABEL, PREFIX, schema_series
+from vllm_promptcache.core.reports.schema_series import LABEL, PREFIX, schema_series
 
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 _BY_SCHEMA = [LABEL]
@@ -55,7 +55,7 @@ class ShadowMetrics:
 
 @cache
 def shadow_metrics() -> ShadowMetrics:
-    """Those of this process, made when first needed; see `metrics.py`."""
+    """Those of this process, made when first needed; see `plan_errors.py`."""
     return ShadowMetrics()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vllm_promptcache.compat import call_utility
+from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.core.reports.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vllm_promptcache.compat import first_free_block, module_key_of, move_in_free_list
+from vllm_promptcache.compat.block_pool import first_free_block, module_key_of, move_in_free_list
 from vllm_promptcache.store.greedy_dual import GreedyDual
 from vllm_promptcache.store.module_store import ModuleStore, StoredModule
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from vllm_promptcache.compat import publish_block
+from vllm_promptcache.compat.block_pool import publish_block
 from vllm_promptcache.store.history import Histories
 
 RELOCATION_COST = 0.05

@@ -12,7 +12,9 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.compat import attention_layers, hide_llvmlite, kv_writer
+from vllm_promptcache.compat.check import check_object
+from vllm_promptcache.compat.names import LAYER
+from vllm_promptcache.compat.worker import attention_layers, hide_llvmlite, kv_writer
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.layout import probe_slot_elements
@@ -70,6 +72,7 @@ class ModuleWorker:
         """
         layers = attention_layers(vllm_config, kv_caches)
         name, layer = next(iter(layers.items()))
+        check_object(layer, LAYER)
         elements = probe_slot_elements(
             kv_writer(layer), kv_caches[name], layer.num_kv_heads, layer.head_size
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import reorder_prompt
+from vllm_promptcache.compat.requests import reorder_prompt
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.sequence.codec import PackedPlan

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vllm_promptcache.compat import reorder_prompt, set_block_hasher
+from vllm_promptcache.compat.requests import reorder_prompt, set_block_hasher
 from vllm_promptcache.core.private_blocks import PrivateBlockHasher
 from vllm_promptcache.core.repair.query_repair import Attention, Chosen, most_attended, repair
 from vllm_promptcache.core.repair.repair_memory import RepairMemory

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.sched.scheduler import Scheduler
 
-from vllm_promptcache.compat import MODULE_HASH_PREFIX
+from vllm_promptcache.compat.block_pool import MODULE_HASH_PREFIX
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
+from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.store import PIN_OWNER
 
-if TYPE_CHECKING:
-    from vllm_promptcache.core.scheduler import PromptModuleMixin
 
-
-def check_integrity(scheduler: PromptModuleMixin) -> None:
-    """Checks the invariants that the scheduler can see (1-architecture, invariants 1, 2, 3, 5).
+def check_integrity(scheduler: Scheduler, residency: ModuleResidency) -> None:
+    """Checks the invariants that the scheduler can see.
 
     Meant for tests and debugging: it walks all blocks. Does not mutate anything but the store's
     memory of evicted modules.
@@ -24,13 +22,13 @@ def check_integrity(scheduler: PromptModuleMixin) -> None:
     Raises:
         AssertionError: An invariant is violated.
     """
-    _check_store(scheduler)
-    _check_reference_counts(scheduler)
-    _check_requests(scheduler)
+    _check_store(scheduler, residency)
+    _check_reference_counts(scheduler, residency)
+    _check_requests(scheduler, residency)
 
 
-def _check_store(scheduler: PromptModuleMixin) -> None:
-    modules = scheduler.module_store.modules.values()
+def _check_store(scheduler: Scheduler, residency: ModuleResidency) -> None:
+    modules = residency.store.modules.values()
     block_ids = [block_id for module in modules for block_id in module.block_ids]
     assert len(block_ids) == len(set(block_ids)), "two modules share a block"
     for module in modules:
@@ -43,9 +41,9 @@ def _check_store(scheduler: PromptModuleMixin) -> None:
         assert is_published == (block.block_id in own), "a stray block carries a module's hash"
 
 
-def _check_reference_counts(scheduler: PromptModuleMixin) -> None:
+def _check_reference_counts(scheduler: Scheduler, residency: ModuleResidency) -> None:
     manager = scheduler.kv_cache_manager
-    counts = Counter(scheduler.module_store.pinned_block_ids)
+    counts = Counter(residency.store.pinned_block_ids)
     for request_id in scheduler.requests:
         counts.update(manager.get_block_ids(request_id)[0])
     for _, blocks in scheduler.deferred_frees:
@@ -54,17 +52,17 @@ def _check_reference_counts(scheduler: PromptModuleMixin) -> None:
     for block in pool.blocks:
         if not block.is_null:
             assert block.ref_cnt == counts[block.block_id], f"wrong ref count: {block}"
-    pins = scheduler.residency.pins
-    held = scheduler.module_store.held(PIN_OWNER)
+    pins = residency.pins
+    held = residency.store.held(PIN_OWNER)
     assert all(key in pins for key in held), "a module is pinned for nobody"
     num_free = sum(block.ref_cnt == 0 for block in pool.blocks if not block.is_null)
     assert pool.get_num_free_blocks() == num_free, "the free list has lost or gained blocks"
 
 
-def _check_requests(scheduler: PromptModuleMixin) -> None:
+def _check_requests(scheduler: Scheduler, residency: ModuleResidency) -> None:
     manager = scheduler.kv_cache_manager
     for request in scheduler.running:
-        modular = scheduler.residency.get(request)
+        modular = residency.get(request)
         if modular is None:
             continue
         blocks = manager.get_blocks(request.request_id).blocks[0]
@@ -83,10 +81,10 @@ def _check_requests(scheduler: PromptModuleMixin) -> None:
             assert block is mapped, "a mapped block was exchanged"
             assert block.block_hash in (None, block_hash), "a mapped block changed hands"
         _check_private(modular, own)
-    for modular in scheduler.residency.requests.values():
+    for modular in residency.requests.values():
         assert modular.request_id in scheduler.requests, "a request was forgotten"
         if isinstance(modular, EncodeRequest):
-            assert modular.key in scheduler.residency.encodes, "an encode was forgotten"
+            assert modular.key in residency.encodes, "an encode was forgotten"
 
 
 def _check_private(modular: ModularRequest, blocks: list[KVCacheBlock]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from itertools import islice
 
-from vllm_promptcache.compat import has_empty_blocks
+from vllm_promptcache.compat.block_pool import has_empty_blocks
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.store import ModuleStore
 

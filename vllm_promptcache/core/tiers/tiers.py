@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from vllm_promptcache.compat import before_allocation, has_empty_blocks
+from vllm_promptcache.compat.block_pool import before_allocation, has_empty_blocks
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.errors import PlanError

@@ -14,7 +14,7 @@ from typing import Any
 
 from prometheus_client import multiprocess
 
-from vllm_promptcache.compat import wrap
+from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.log import module_logger
 
 OTHER = "(other)"

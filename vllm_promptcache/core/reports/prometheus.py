@@ -1,26 +1,17 @@
-"""Prometheus metrics, all named `promptcache_*`.
+"""The engine's metrics for Prometheus, all named `promptcache_*`.
 
-Those of the engine come with its step statistics, by the connector API; plan errors are counted
-where prompts are planned.
+Its statistics come with each step, by the connector API; they are observed in the front end.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import cache
 from typing import Any, ClassVar
 
-from prometheus_client import REGISTRY, Counter
+from prometheus_client import REGISTRY
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics
 
-from vllm_promptcache.entrypoints.schema_series import LABEL, PREFIX, schema_series
-from vllm_promptcache.errors import (
-    NotFoundError,
-    PlanError,
-    PMLError,
-    PromptCacheError,
-    UnsupportedError,
-)
+from vllm_promptcache.core.reports.schema_series import LABEL, PREFIX, schema_series
 
 COUNTERS = {
     "hits": ("module_hits", "Modules that requests found resident, by schema."),
@@ -44,7 +35,6 @@ GAUGES = {
 }
 BY_SCHEMA = ("hits", "misses")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-_KINDS = {PMLError: "pml", UnsupportedError: "unsupported", PlanError: "plan", NotFoundError: "404"}
 
 
 class ModulePromMetrics(KVConnectorPromMetrics):
@@ -113,15 +103,3 @@ class ModulePromMetrics(KVConnectorPromMetrics):
 
     def _labels(self, key: str) -> list[str]:
         return [*self._labelnames, LABEL] if key in BY_SCHEMA else self._labelnames
-
-
-def count_plan_error(error: PromptCacheError) -> None:
-    """Counts a prompt that was refused."""
-    kinds = (kind for cls, kind in _KINDS.items() if isinstance(error, cls))
-    _plan_errors().labels(next(kinds, "other")).inc()
-
-
-@cache
-def _plan_errors() -> Counter:
-    # Made when first needed: by then vLLM has set up the registry of several API servers.
-    return Counter(f"{PREFIX}plan_errors", "Prompts that were refused, by kind.", ["kind"])

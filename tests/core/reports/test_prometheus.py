@@ -9,14 +9,14 @@ import pytest
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from vllm_promptcache.core.reports.metrics import ModuleStats
-from vllm_promptcache.entrypoints.metrics import (
+from vllm_promptcache.core.reports.prometheus import (
     COUNTERS,
     GAUGES,
     HISTOGRAMS,
     ModulePromMetrics,
-    count_plan_error,
 )
-from vllm_promptcache.entrypoints.schema_series import PREFIX, schema_series
+from vllm_promptcache.core.reports.schema_series import PREFIX, schema_series
+from vllm_promptcache.entrypoints.plan_errors import count_plan_error
 from vllm_promptcache.errors import PMLError
 
 

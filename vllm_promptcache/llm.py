@@ -12,7 +12,7 @@ import vllm
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.compat import call_utility
+from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY
 from vllm_promptcache.entrypoints.ended import check_served

@@ -20,9 +20,9 @@ from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
+from vllm_promptcache.connector.connector import PromptModuleConnector
 from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.steps.step import StepMetadata
-from vllm_promptcache.worker.connector import PromptModuleConnector
 
 # vLLM looks for the class of statistics by the connector's name alone.
 KVConnectorFactory.register_connector(

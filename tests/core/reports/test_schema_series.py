@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
-from tests.entrypoints.test_metrics import make_metrics
+from tests.core.reports.test_prometheus import make_metrics
 from tests.entrypoints.test_schema_folder import schema
 from tests.layout.word_tokenizer import WordTokenizer
-from vllm_promptcache.entrypoints import schema_series as module
-from vllm_promptcache.entrypoints.schema_series import OTHER, schema_series
+from vllm_promptcache.core.reports import schema_series as module
+from vllm_promptcache.core.reports.schema_series import OTHER, schema_series
 from vllm_promptcache.entrypoints.shadow_metrics import shadow_metrics
 from vllm_promptcache.plan import Planner
 from vllm_promptcache.pml import parse_schema
@@ -73,8 +73,8 @@ def test_not_more_names_than_may_be(planner: Planner, monkeypatch: pytest.Monkey
 IN_FILES = """
 import json
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
-from tests.entrypoints.test_metrics import make_metrics
-from vllm_promptcache.entrypoints.schema_series import schema_series
+from tests.core.reports.test_prometheus import make_metrics
+from vllm_promptcache.core.reports.schema_series import schema_series
 
 def lines():
     registry = CollectorRegistry()

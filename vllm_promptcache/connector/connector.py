@@ -23,15 +23,16 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.outputs import KVConnectorOutput
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat import (
-    add_utility,
+from vllm_promptcache.compat.check import check_object
+from vllm_promptcache.compat.engine_core import add_utility
+from vllm_promptcache.compat.names import RUNNER
+from vllm_promptcache.compat.worker import (
     after_initialize_kv_cache,
     after_prepare_inputs,
     after_reload_weights,
     around_load_adapter,
     split_attention_rows,
 )
-from vllm_promptcache.core.adapters import fingerprint_files
 from vllm_promptcache.core.reports.introspection import (
     PIN_UTILITY,
     STATUS_UTILITY,
@@ -41,6 +42,7 @@ from vllm_promptcache.core.reports.introspection import (
     prompt_module_store,
 )
 from vllm_promptcache.core.reports.metrics import ModuleStats
+from vllm_promptcache.steps.adapter_files import fingerprint_files
 from vllm_promptcache.steps.step import StepMetadata, WorkerReport, find_step
 from vllm_promptcache.worker.module_worker import ModuleWorker
 from vllm_promptcache.worker.positions import observed_tokens, place_tokens
@@ -123,7 +125,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
     @classmethod
     def build_prom_metrics(cls, *args: Any) -> Any:
         """Makes the metrics that those statistics go into."""
-        from vllm_promptcache.entrypoints.metrics import ModulePromMetrics
+        from vllm_promptcache.core.reports.prometheus import ModulePromMetrics
 
         return ModulePromMetrics(*args)
 
@@ -135,6 +137,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def bind_runner(self, runner: Any) -> None:
         """Makes copies and files ready, once a model runner has its KV caches."""
+        check_object(runner, RUNNER)
         model = runner.get_model()
         self._worker = ModuleWorker.create(runner.vllm_config, self._kv_caches, model)
         split_attention_rows(runner, self._worker.split_rows)

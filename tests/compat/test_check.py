@@ -1,0 +1,76 @@
+"""The self-check: all names that are missing, in one error."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_promptcache.compat import names
+from vllm_promptcache.compat.check import check_names, check_object
+from vllm_promptcache.connector.connector import PromptModuleConnector
+from vllm_promptcache.core.scheduler import PromptModuleScheduler
+from vllm_promptcache.errors import UnsupportedError
+
+
+def test_this_vllm_has_all_names() -> None:
+    check_names()
+
+
+def test_names_of_classes_that_are_gone_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Scheduler, "_preempt_request")
+    monkeypatch.delattr(BlockPool, "touch")
+    with pytest.raises(UnsupportedError) as error:
+        check_names()
+    gone = "vllm.v1.core.block_pool.BlockPool.touch, vllm.v1.core.sched.scheduler.Scheduler._pree"
+    assert f"lacks what prompt modules hook into: {gone}mpt_request\nhint: " in str(error.value)
+    assert "vLLM 0.32" in str(error.value)
+
+
+def test_attributes_of_instances_are_looked_for_in_their_class() -> None:
+    found = {
+        "vllm.v1.request:Request": "_block_hasher",
+        "vllm.v1.core.kv_cache_utils:KVCacheBlock": "ref_cnt",
+    }
+    check_names([names.Reliance((), found)])
+    gone = {
+        "vllm.v1.request:Request": "_block_hasher _gone",
+        "vllm.v1.no_module:Request": "status",
+        "vllm.v1.request:NoClass": "status",
+        "vllm.v1.request": "Request no_function",
+    }
+    with pytest.raises(UnsupportedError) as error:
+        check_names([names.Reliance((), gone)])
+    missing = str(error.value).partition(": ")[2].splitlines()[0]
+    assert missing == (
+        "vllm.v1.request.Request._gone, vllm.v1.no_module.Request.status, "
+        "vllm.v1.request.NoClass.status, vllm.v1.request.no_function"
+    )
+
+
+def test_a_runner_is_looked_at_when_it_is_bound() -> None:
+    buffer = SimpleNamespace(gpu=None)
+    batch = SimpleNamespace(req_id_to_index={})
+    runner = SimpleNamespace(
+        attn_groups=[], get_model=None, input_batch=batch, query_start_loc=buffer, vllm_config=None
+    )
+    with pytest.raises(UnsupportedError) as error:
+        PromptModuleConnector.__new__(PromptModuleConnector).bind_runner(runner)
+    missing = ("input_batch.block_table.compute_slot_mapping", "positions", "query_start_loc.np")
+    told = ", ".join(f"{name} of the model runner" for name in missing)
+    assert f"hook into: {told}\nhint: " in str(error.value)
+
+
+def test_a_scheduler_is_looked_at_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scheduler, "__init__", lambda self: None)
+    with pytest.raises(UnsupportedError) as error:
+        PromptModuleScheduler()
+    for name in names.SCHEDULER.attributes.split():
+        assert f"{name} of the scheduler" in str(error.value)
+
+
+def test_an_object_with_all_of_it_passes() -> None:
+    reliance = names.Reliance((), owner="thing", attributes="a.b c")
+    check_object(SimpleNamespace(a=SimpleNamespace(b=None), c=None), reliance)

@@ -1,0 +1,68 @@
+"""The scheduler: which blocks are published, how many slots and tokens there are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from vllm_promptcache.compat.wrap import wrap
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.request import Request
+
+
+def choose_published_blocks(
+    manager: KVCacheManager, may_publish: Callable[[Request, int], bool]
+) -> None:
+    """Keeps blocks out of vLLM's prefix cache while `may_publish(request, num_tokens)` is false.
+
+    Symptom without it: vLLM publishes the blocks of an encode while they still hold placeholders.
+    Cause: it publishes every full block of a request.
+    Can go when a request can opt out of publishing its blocks.
+    """
+
+    def cache_blocks(original: Callable[..., None], request: Request, num_tokens: int) -> None:
+        if may_publish(request, num_tokens):
+            original(request, num_tokens)
+
+    wrap(manager.coordinator, "cache_blocks", cache_blocks)
+
+
+def allocate_ahead(manager: KVCacheManager, num_ahead: Callable[[Request], int]) -> None:
+    """Gives a request slots for its first `num_ahead(request)` tokens as soon as it gets any.
+
+    vLLM allocates for the tokens of a step; slots that lie ahead are there for drafted tokens.
+    Can go when a connector can say how many tokens a request needs slots for.
+    """
+
+    def allocate_slots(
+        original: Callable[..., Any], request: Request, num_new_tokens: int, **options: Any
+    ) -> Any:
+        num_cached = sum(
+            options.get(name, 0)
+            for name in ("num_new_computed_tokens", "num_external_computed_tokens")
+        )
+        num_tokens = request.num_computed_tokens + num_cached + num_new_tokens
+        lookahead = options.pop("num_lookahead_tokens", 0)
+        lookahead = max(lookahead, num_ahead(request) - num_tokens)
+        return original(request, num_new_tokens, num_lookahead_tokens=lookahead, **options)
+
+    wrap(manager, "allocate_slots", allocate_slots)
+
+
+@contextlib.contextmanager
+def limited_step(scheduler: Scheduler, num_tokens: int | None) -> Iterator[None]:
+    """Has the scheduler schedule so many tokens at most inside; None for as many as usual.
+
+    Can go when a connector can say how many tokens a step may have.
+    """
+    usual = scheduler.max_num_scheduled_tokens
+    if num_tokens is not None:
+        scheduler.max_num_scheduled_tokens = min(num_tokens, usual)
+    try:
+        yield
+    finally:
+        scheduler.max_num_scheduled_tokens = usual
