@@ -11,7 +11,8 @@ from pathlib import Path
 PACKAGE = "vllm_promptcache"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
-# From the ground up: a room names only rooms above it in this table.
+# From the ground up: a room names only rooms above it in this table. A room is a file or a folder,
+# without the folders in it that are rooms of their own.
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "log": (),
@@ -133,9 +134,11 @@ def modules(root: Path = ROOT) -> list[Module]:
 
 
 def room_of(name: str) -> str:
-    """The room of a module of the package: what stands behind the package's name."""
-    found = name.split(".")[1:2]
-    return found[0] if found and found[0] in ROOMS else PACKAGE
+    """The room of a module of the package: the innermost one that the table has."""
+    path = name.removeprefix(f"{PACKAGE}.")
+    while path and path not in ROOMS:
+        path = path.rpartition(".")[0]
+    return path or PACKAGE
 
 
 def faults(found: list[Module]) -> list[str]:
