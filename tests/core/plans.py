@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
+import msgspec
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from vllm_promptcache.sequence.codec import PLAN_KEY, pack_module, pack_plan
-from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Relocation, Run, SequencePlan
+from vllm_promptcache.sequence.codec import (
+    PLAN_KEY,
+    PackedModule,
+    Plan,
+    Recipe,
+    pack_plan,
+    pack_recipe,
+)
+from vllm_promptcache.sequence.runs import Run, count, merge_runs
+from vllm_promptcache.sequence.spans import ModuleSpan, Relocation, SequencePlan
+from vllm_promptcache.sequence.spec import ModuleSpec
 
 BLOCK_SIZE = 4
 
@@ -31,6 +42,33 @@ def span(spec: ModuleSpec, num_tokens: int | None = None) -> ModuleSpan:
     return ModuleSpan(spec.key, num_kept, (Run(0, num_kept if num_tokens is None else num_tokens),))
 
 
+def placed(spans: Iterable[ModuleSpan]) -> list[ModuleSpan]:
+    """Spans of modules one behind the other, from position 0 on."""
+    found, end = [], 0
+    for one in spans:
+        found.append(msgspec.structs.replace(one, positions=(Run(end, one.num_module_tokens),)))
+        end += one.num_module_tokens
+    return found
+
+
+def packed(spec: ModuleSpec) -> PackedModule:
+    """A module with all of its tokens."""
+    recipe = Recipe(spec.sequence, spec.kept_runs, spec.token_ids)
+    return PackedModule(spec.key, len(spec.token_ids), pack_recipe(recipe))
+
+
+def plan(
+    spans: Sequence[ModuleSpan],
+    modules: Iterable[ModuleSpec],
+    new: Sequence[Run] = (Run(1000, 3),),
+    **others: object,
+) -> Plan:
+    """A plan that reads `spans`, which are placed, and computes tokens at `new`."""
+    read = [run for one in spans for run in one.read_positions()]
+    positions = merge_runs(sorted((*read, *new), key=lambda run: run.start))
+    return Plan("schema", positions, tuple(spans), tuple(map(packed, modules)), **others)
+
+
 def request(
     request_id: str,
     spans: list[ModuleSpan],
@@ -39,15 +77,26 @@ def request(
     relocations: list[Relocation] | None = None,
 ) -> Request:
     """A request that reads `spans` and computes 3 tokens at position 1000."""
-    sequence = SequencePlan(tuple(spans), (Run(1000, 3),))
-    packed = pack_plan(
-        "schema",
-        sequence,
-        [(spec.key, pack_module(spec)) for spec in modules],
-        relocations or (),
-        b"".join(spec.key for spec in siblings or ()),
+    return planned_request(
+        request_id,
+        plan(
+            placed(spans),
+            modules,
+            relocations=tuple(relocations or ()),
+            siblings=b"".join(spec.key for spec in siblings or ()),
+        ),
     )
-    return raw_request(request_id, sequence.num_cached_tokens + 3, packed)
+
+
+def planned_request(
+    request_id: str, found: Plan, token_ids: Sequence[int] | None = None
+) -> Request:
+    """A request with a plan; its tokens, in the order of reading, are all the same without any."""
+    made = raw_request(request_id, count(found.positions), pack_plan(found))
+    if token_ids is not None:
+        made.prompt_token_ids = list(token_ids)
+        made._all_token_ids[:] = token_ids
+    return made
 
 
 def raw_request(request_id: str, num_tokens: int, plan: object) -> Request:

@@ -1,6 +1,7 @@
 """Modules at other places than their own: rotated where that can be done, else encoded there."""
 
-from vllm_promptcache.sequence.sequence import ModuleSpan, Relocation, Run, SequencePlan
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan, Relocation, SequencePlan
 from vllm_promptcache.steps.step import RelocationCopy, WorkerReport
 
 from .plans import module, request, span

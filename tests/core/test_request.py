@@ -3,10 +3,12 @@
 import pytest
 
 from vllm_promptcache.core.request import EncodeRequest
-from vllm_promptcache.sequence.private_order import IndexOffsets
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.offsets import IndexOffsets
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run
 
-from .plans import BLOCK_SIZE, module, raw_request, span
+from .plans import module, plan, raw_request, span
 
 
 def positions(offsets, start, num_tokens):
@@ -40,8 +42,10 @@ def test_positions_do_not_depend_on_how_a_prefill_is_cut(chunk):
     ids=lambda value: None,
 )
 def test_kept_tokens_move_only_if_something_lies_before_them(spec, moves):
-    num_tokens = spec.sequence.num_cached_tokens + len(spec.token_ids)
-    encode = EncodeRequest(
-        raw_request("e", num_tokens, None), spec.sequence, {}, BLOCK_SIZE, spec=spec, key=spec.key
+    request, table = (
+        raw_request("e", spec.sequence.num_tokens, None),
+        BlockTable.of(spec.sequence, 4),
     )
+    prompt = ModulePrompt.of(plan([], [spec]), [])
+    encode = EncodeRequest(request, prompt, table, spec=spec, key=spec.key)
     assert encode.needs_compaction is moves

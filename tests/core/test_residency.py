@@ -5,7 +5,8 @@ from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.request import RequestStatus
 
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.sequence.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan
 from vllm_promptcache.steps.step import WorkerReport
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 

@@ -15,6 +15,7 @@ from vllm.v1.request import Request
 from tests.families import LLAMA
 from tests.generators import random_text
 from vllm_promptcache.errors import PlanError
+from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.store import PinnedModule
 
 from .scheduling import BLOCK_SIZE, Crowd, ModellessEngine
@@ -141,7 +142,8 @@ def test_a_prompt_that_the_cache_cannot_encode_is_refused_with_the_numbers(model
     engine.front_end.add_schema(schema("moved"))
     pml = '<prompt schema="s"><m0/><m1/><m2/><m3/>What?</prompt>'
     plan = engine.front_end.planner.plan(pml)
-    assert plan.sequence.num_blocks(plan.num_tokens + 1, BLOCK_SIZE) < NUM_BLOCKS
+    table = BlockTable.of(plan.sequence, BLOCK_SIZE)
+    assert table.num_blocks(plan.num_tokens + 1) < NUM_BLOCKS
     what = "KV cache blocks of 32 tokens while these are encoded, the cache has 29"
     with pytest.raises(PlanError, match=what):
         engine.front_end.plan(pml)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,10 +125,13 @@ def noted_requests(llm: LLM) -> Mapping[str, ModularRequest]:
 
 def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> dict[str, Any]:
     """The plan of a prompt as the engine has repaired it; as it is if that was not asked for."""
-    if modular is None or modular.span_numbers is None:
+    if modular is None or modular.account.span_numbers is None:
         return explanation
     read = [number for number, m in enumerate(explanation["modules"]) if any(m["reused"])]
-    spans = dict(zip(modular.span_numbers, modular.sequence.spans, strict=True))
+    numbers, whole = modular.account.span_numbers, Counter[int]()
+    for part in modular.table.shared:
+        whole[numbers[part.span]] += part.kept.num_tokens // modular.table.block_size
+    spans = dict(zip(numbers, modular.sequence.spans, strict=True))
     modules, new = list(explanation["modules"]), list(explanation["new"])
     for number, index in enumerate(read):
         module, span = modules[index], spans.get(number)
@@ -138,7 +142,7 @@ def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> 
         new.append({name: [module[name][i] for i in left_out] for name in _TOKENS})
         modules[index] = module | {
             "reused": [i in still for i in range(len(module["reused"]))],
-            "num_full_blocks": span.num_full_blocks(modular.block_size) if span else 0,
+            "num_full_blocks": whole[number],
         }
     num_cached = sum(sum(module["reused"]) for module in modules)
     counts = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from vllm_promptcache.entrypoints import affinity
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
-from vllm_promptcache.sequence.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 
 def spans(*names: str, num_tokens: int = 10) -> list[ModuleSpan]:

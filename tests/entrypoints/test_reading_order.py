@@ -1,21 +1,20 @@
-"""Prompt tokens as clients see them: by position, while the engine has them by block."""
+"""Prompt tokens in the order of reading: everywhere but in the engine, which has them by block."""
 
 from __future__ import annotations
 
-import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor
-from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from tests.plan.planning import Prompts
-from vllm_promptcache.entrypoints import reading_order as hooks
+from tests.plan.planning import Prompts, engine_order
+from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.entrypoints.renderer import (
     RequestRefused,
     plan_if_pml,
@@ -24,9 +23,9 @@ from vllm_promptcache.entrypoints.renderer import (
 )
 from vllm_promptcache.entrypoints.request_options import RequestOptions, applied
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.prompt_plan import reading_order
 from vllm_promptcache.pml import is_prompt
 
+BLOCK_SIZE = 4
 SCHEMA = """r r <module name="a">a1 a2 a3 a4 a5</module><module name="b">b1 b2 b3</module>
     <module name="c">c1 <param name="x" len="2"/> c2 c3</module>"""
 DOCUMENT = '<a/> one <b/> two <c x="v w"/> three'
@@ -66,47 +65,25 @@ def request_of(plan: PromptPlan, tokens: list[int] | None = None, **kwargs: Any)
     return process_inputs(original, processor, "1", prompt, SamplingParams(**kwargs))
 
 
-def add_request(processor: OutputProcessor, *args: Any) -> None:
-    hooks.add_request(OutputProcessor.add_request, processor, *args)
-
-
 @pytest.mark.parametrize("reuse", [True, False])
-def test_a_client_reads_what_the_engine_has_by_block(prompts: Prompts, reuse: bool) -> None:
-    plan = prompts.plan(DOCUMENT, reuse=reuse)
-    request = request_of(plan)
+def test_a_client_reads_what_the_engine_is_sent(prompts: Prompts, reuse: bool) -> None:
+    request = request_of(prompts.plan(DOCUMENT, reuse=reuse))
     processor = OutputProcessor(None, log_stats=False)
-    add_request(processor, request, "text")
-    state = processor.request_states["1"]
-    assert prompts.words.text(state.prompt_token_ids) == TEXT
-    assert request.prompt_token_ids == plan.prompt_token_ids
+    processor.add_request(request, "text")
+    assert prompts.words.text(processor.request_states["1"].prompt_token_ids) == TEXT
     sent = MsgpackDecoder(EngineCoreRequest).decode(MsgpackEncoder().encode(request))
-    assert sent.prompt_token_ids == plan.prompt_token_ids
-    # An engine in the same process gets the request itself.
-    kept = Request.from_engine_core_request(request, None)
-    assert list(kept.all_token_ids) == kept.prompt_token_ids == plan.prompt_token_ids
-    worker: Any = pickle.loads(pickle.dumps(request.prompt_token_ids))
-    assert worker == plan.prompt_token_ids
+    assert sent.prompt_token_ids == request.prompt_token_ids
 
 
-def test_so_it_is_where_a_request_has_several_answers(prompts: Prompts) -> None:
+def test_an_engine_in_the_same_process_puts_its_own_tokens_in_order(prompts: Prompts) -> None:
     plan = prompts.plan(DOCUMENT)
-    parent = ParentRequest(request_of(plan, n=2))
-    processor = OutputProcessor(None, log_stats=False)
-    for index in range(2):
-        request = request_of(plan)
-        request.request_id, request.sampling_params = parent.get_child_info(index)
-        add_request(processor, request, "text", parent, index)
-        assert request.prompt_token_ids == plan.prompt_token_ids
-    for state in processor.request_states.values():
-        assert prompts.words.text(state.prompt_token_ids) == TEXT
-
-
-def test_the_order_of_a_plain_prompt_is_its_own() -> None:
-    processor = OutputProcessor(None, log_stats=False)
-    request = SimpleNamespace(prompt_token_ids=[3, 1, 2])
-    calls: list[Any] = []
-    hooks.add_request(lambda *args: calls.append(args), processor, request, "text")
-    assert calls == [(processor, request, "text")]
+    request = request_of(plan)
+    modular = Request.from_engine_core_request(request, None)
+    residency = ModuleResidency(BlockPool(33, True, BLOCK_SIZE), BLOCK_SIZE)
+    residency.add(modular)
+    assert modular.prompt_token_ids == list(modular.all_token_ids) == engine_order(plan)
+    assert modular.prompt_token_ids != request.prompt_token_ids
+    assert prompts.words.text(request.prompt_token_ids) == TEXT
 
 
 def test_who_drops_the_plan_has_the_text(prompts: Prompts) -> None:
@@ -116,7 +93,7 @@ def test_who_drops_the_plan_has_the_text(prompts: Prompts) -> None:
 
 def test_a_plan_is_for_its_own_tokens_only(prompts: Prompts) -> None:
     plan = prompts.plan(DOCUMENT)
-    for tokens in (plan.prompt_token_ids, plan.prompt_token_ids[:-1], [1]):
+    for tokens in (engine_order(plan), plan.prompt_token_ids[:-1], [1]):
         with pytest.raises(RequestRefused, match="were changed on their way"):
             request_of(plan, list(tokens))
 
@@ -126,7 +103,7 @@ def test_an_echo_is_the_document_as_read(prompts: Prompts, has_echo: bool, kept:
     front_end: Any = SimpleNamespace(
         is_pml=is_prompt,
         plan=lambda text, **options: prompts.planner.plan(text),
-        text_of=lambda plan: prompts.words.text(reading_order(plan)),
+        text_of=lambda plan: prompts.words.text(plan.prompt_token_ids),
     )
     request = SimpleNamespace(echo=has_echo)
     with applied(RequestOptions.of(request)):

@@ -9,7 +9,7 @@ from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.pml import parse_schema
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 
 
 class Compiler:

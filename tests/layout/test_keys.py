@@ -9,8 +9,9 @@ import pytest
 from tests.layout.compiling import Compiler, by_path
 from vllm_promptcache.layout import ContextSpan
 from vllm_promptcache.layout.compiler import salted
-from vllm_promptcache.sequence.codec import unpack_module
-from vllm_promptcache.sequence.sequence import ModuleSpan, Run, SequencePlan
+from vllm_promptcache.sequence.codec import unpack_recipe
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
 
 TREE = """one two <module name="a">three <param name="p" len="2"/> four
     <module name="b">five</module> six</module> seven"""
@@ -70,14 +71,14 @@ def test_dependencies_come_first() -> None:
 def test_packed_module_says_how_to_encode_it() -> None:
     layout = Compiler().compile(TREE, 'encode="anchored"')
     root, a, b = layout.modules
-    spec = unpack_module(a.packed, key=a.key)
+    spec = unpack_recipe(a.packed)
     assert spec.sequence == SequencePlan(
         (ModuleSpan(root.key, root.num_kept_tokens, (Run(0, 2),)),), (Run(2, 4), Run(7, 1))
     )
-    assert spec.token_ids == a.token_ids
+    # The two placeholders: the other tokens are in each prompt that imports it.
+    assert spec.token_ids == a.token_ids[1:3]
     assert spec.kept_runs == (Run(0, 1), Run(3, 2))
-    assert spec.num_kept_tokens == a.num_kept_tokens == 3
-    assert [span.key for span in unpack_module(b.packed, key=b.key).sequence.spans] == [
+    assert [span.key for span in unpack_recipe(b.packed).sequence.spans] == [
         root.key,
         a.key,
     ]
@@ -157,4 +158,4 @@ def test_a_private_schema_has_keys_of_its_own_for_each_tenant() -> None:
     assert again == [asdict(module) for module in layouts[2].modules]
     for layout in layouts:
         module = layout.modules[1]
-        assert unpack_module(module.packed, key=module.key).token_ids == module.token_ids
+        assert unpack_recipe(module.packed).sequence.position_runs == module.position_runs

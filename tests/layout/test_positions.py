@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.layout.compiling import Compiler, by_path, positions
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.layout import ParameterSlot, UnionLayout
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 
 NESTED = """zero one <module name="a">two <module name="b">three four</module> five</module>
     six <module name="c">seven</module>"""

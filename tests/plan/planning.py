@@ -10,6 +10,12 @@ from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner, PromptPlan
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.sequence.block_table import BlockTable
+
+
+def engine_order(plan: PromptPlan) -> list[int]:
+    """The tokens of a plan as the engine has them: full blocks, tails, new tokens."""
+    return BlockTable.of(plan.sequence, plan.block_size).arrange(plan.module_prompt.tokens)
 
 
 class Prompts:

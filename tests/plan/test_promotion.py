@@ -18,17 +18,16 @@ def prompts() -> Prompts:
     return Prompts(MODULES, promotes=True)
 
 
-def test_the_exact_plan_has_the_same_tokens(prompts: Prompts) -> None:
-    plan = prompts.plan("<a/><c/> end")
-    assert plan.exact is not None
-    assert sorted(plan.exact.prompt_token_ids) == sorted(plan.prompt_token_ids)
-    assert plan.exact.next_position == plan.next_position
-    assert {m.layout.policy for m in plan.exact.modules} == {"exact"}
+def test_a_plan_names_the_chain_of_the_exact_prompt(prompts: Prompts) -> None:
+    text = "<a/><c/> end"
+    plan = prompts.plan(text)
+    exact = prompts.planner.plan(f'<prompt schema="s" encode="exact">{text}</prompt>')
     packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
-    assert packed.exact is not None
-    assert packed.exact.sequence == plan.exact.sequence
-    assert packed.exact.token_ids == plan.exact.prompt_token_ids
-    assert packed.exact.paths == ["a", "c"]
+    assert packed.can_promote
+    assert packed.promoted == exact.sequence
+    assert packed.links == exact.sequence.spans
+    assert exact.prompt_token_ids == plan.prompt_token_ids
+    assert plan.paths == {"modules": ["", "a", "c"], "links": ["a", "c"]}
 
 
 @pytest.mark.parametrize(
@@ -39,19 +38,19 @@ def test_the_exact_plan_has_the_same_tokens(prompts: Prompts) -> None:
     ],
 )
 def test_prompts_that_are_not_worth_it(prompts: Prompts, prompt: str) -> None:
-    assert prompts.plan(prompt).exact is None
+    assert prompts.plan(prompt).chain is None
 
 
 def test_modules_that_are_never_cached_may_come_behind(prompts: Prompts) -> None:
-    assert prompts.plan("<a/><c/><d/> end").exact is not None
+    assert prompts.plan("<a/><c/><d/> end").chain is not None
 
 
 def test_what_is_exact_anyway_is_not_promoted() -> None:
-    assert Prompts(MODULES, 'encode="exact"', promotes=True).plan("<a/><c/> x").exact is None
+    assert Prompts(MODULES, 'encode="exact"', promotes=True).plan("<a/><c/> x").chain is None
     scaffold = MODULES + '<scaffold modules="a c"/>'
-    assert Prompts(scaffold, promotes=True).plan("<a/><c/> x").exact is None
+    assert Prompts(scaffold, promotes=True).plan("<a/><c/> x").chain is None
 
 
 def test_only_where_it_is_asked_for() -> None:
-    assert Prompts(MODULES).plan("<a/><c/> end").exact is None
-    assert Prompts(MODULES, promotes=True).plan("<a/><c/> end", reuse=False).exact is None
+    assert Prompts(MODULES).plan("<a/><c/> end").chain is None
+    assert Prompts(MODULES, promotes=True).plan("<a/><c/> end", reuse=False).chain is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -13,13 +12,16 @@ from tests.generators import random_prompt, random_schema
 from tests.layout.compiling import positions
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import engine_order
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import NO_REPAIR, Repair, parse_prompt, parse_schema
-from vllm_promptcache.sequence.codec import unpack_module, unpack_plan
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.codec import unpack_plan
+from vllm_promptcache.sequence.prompt import ModulePrompt
 
 MAX_MODEL_LEN = 2048
 TOKENIZER = LayoutTokenizer(WordTokenizer(CHATML, bos="<s>", adds_bos=True))
@@ -74,7 +76,7 @@ def test_plans(seed: int, block_size: int) -> None:
     assert max(taken) + 1 == plan.next_position < MAX_MODEL_LEN
     assert plan.num_cached_tokens + plan.num_new_tokens == plan.num_tokens
     assert plan.num_new_tokens >= 1
-    assert Counter(plan.prompt_token_ids) == Counter(token_id for _, token_id in tokens)
+    assert plan.prompt_token_ids == [token_id for _, token_id in sorted(tokens)]
     new = [position for part in plan.new for position in range(part.start, part.end)]
     assert new == positions(plan.sequence.position_runs) == sorted(new)
     assert max(new) == max(taken)
@@ -85,15 +87,11 @@ def test_plans(seed: int, block_size: int) -> None:
 def test_engine_order(seed: int, block_size: int) -> None:
     """The engine finds every module's tokens again where the design says that they are."""
     _, plan = planned(seed, block_size)
-    rest = list(plan.prompt_token_ids)
-    spans = [(module, module.span) for module in plan.modules if module.num_tokens]
-    whole = [_take(rest, s.num_full_blocks(block_size) * block_size) for _, s in spans]
-    tails = [_take(rest, s.num_tail_tokens(block_size)) for _, s in spans]
-    for (module, span), in_blocks, in_tail in zip(spans, whole, tails, strict=True):
-        kept = module.layout.kept_token_ids
-        blocks = positions(tuple(span.full_blocks(block_size)))
-        assert in_blocks == [t for b in blocks for t in kept[b * block_size : (b + 1) * block_size]]
-        assert in_tail == [kept[index] for index in positions(tuple(span.tails(block_size)))]
+    rest = engine_order(plan)
+    read = [module for module in plan.modules if module.num_tokens]
+    for part in BlockTable.of(plan.sequence, block_size).cached:
+        kept = read[part.span].layout.kept_token_ids
+        assert _take(rest, part.kept.num_tokens) == list(kept[part.kept.start : part.kept.end])
     assert rest == [token_id for part in plan.new for token_id in part.token_ids]
 
 
@@ -104,15 +102,19 @@ def test_plans_round_trip(seed: int, block_size: int) -> None:
     for one in (plan, baseline(plan), *warm_plans(layout, block_size=block_size)):
         packed = unpack_plan(one.packed, num_prompt_tokens=one.num_tokens)
         assert packed.sequence == one.sequence
-        modules = {key: unpack_module(data, key=key) for key, data in packed.modules}
+        prompt = ModulePrompt.of(packed, one.prompt_token_ids)
         known: set[bytes] = set()
-        for key, spec in modules.items():
-            assert all(span.key in known for span in spec.sequence.spans)
-            known.add(key)
-        for relocation in packed.relocations:
-            modules[relocation.key] = modules[relocation.origin].relocated(relocation)
-        for span in one.sequence.spans:
-            assert span.num_module_tokens == modules[span.key].num_kept_tokens
+        for module in packed.modules:
+            assert all(span.key in known for span in prompt.spec(module.key).sequence.spans)
+            known.add(module.key)
+        for planned_module in one.modules:
+            if planned_module.reused:
+                found, expected = prompt.spec(planned_module.layout.key), planned_module.layout
+                assert found.num_kept_tokens == expected.num_kept_tokens
+                assert found.token_ids == expected.token_ids
+                assert tuple(prompt.spec(prompt.origin(found.key)).sequence.position_runs) == (
+                    expected.encoded_runs
+                )
 
 
 @given(seed=seeds, block_size=st.integers(1, 40))

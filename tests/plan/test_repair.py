@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.plan.planning import Prompts
+from tests.plan.planning import Prompts, engine_order
 from vllm_promptcache.sequence.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5 a6 a7 a8 a9 a10</module>
@@ -48,7 +48,7 @@ def test_the_first_module_by_position_is_left_as_it_is() -> None:
 def test_blocks_around_a_repaired_one_are_read_by_reference() -> None:
     prompts = Prompts('r <module name="a">a1 a2 a3 a4 a5 a6 a7 a8 a9 a10 a11 a12</module>')
     plan = prompts.planner.plan('<prompt schema="s" repair="head:4"><a/> end</prompt>')
-    text = prompts.words.text(plan.prompt_token_ids)
+    text = prompts.words.text(engine_order(plan))
     assert text == "a5 a6 a7 a8 a9 a10 a11 a12 r a1 a2 a3 a4 end"
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.planning import Prompts
+from tests.plan.planning import Prompts, engine_order
 from vllm_promptcache.layout.schema_layout import ROOT
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.sequence.codec import unpack_module, unpack_plan
-from vllm_promptcache.sequence.sequence import ModuleSpan, Run
+from vllm_promptcache.sequence.codec import unpack_plan
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 SCHEMA = """r1 r2 r3 r4 r5 <module name="a">a1 a2 a3 a4 a5 a6</module>
     <module name="b">b1 <param name="p" len="2"/> b2</module>
@@ -22,7 +24,7 @@ def prompts() -> Prompts:
 
 
 def words(prompts: Prompts, plan: PromptPlan) -> str:
-    return prompts.words.text(plan.prompt_token_ids)
+    return prompts.words.text(engine_order(plan))
 
 
 def test_full_blocks_then_tails_then_new_tokens(prompts: Prompts) -> None:
@@ -142,10 +144,11 @@ def test_a_plan_carries_its_modules_and_their_contexts_once() -> None:
     plan = prompts.plan("<c/><b/> end")
     packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
     root, a, b, c = prompts.layout.modules
-    assert [key for key, _ in packed.modules] == [root.key, a.key, c.key, b.key]
+    assert [module.key for module in packed.modules] == [root.key, a.key, c.key, b.key]
     assert packed.sequence == plan.sequence
-    for key, data in packed.modules:
-        assert unpack_module(data, key=key).key == key
+    prompt = ModulePrompt.of(packed, plan.prompt_token_ids)
+    for module in (root, a, c, b):
+        assert prompt.spec(module.key).token_ids == module.token_ids
 
 
 def test_warm_plans_read_every_module_but_its_last_token() -> None:
@@ -156,10 +159,14 @@ def test_warm_plans_read_every_module_but_its_last_token() -> None:
     )
     root, _, a, *_ = prompts.layout.modules
     first, second = prompts.planner.warm_plans("s")
-    assert first.sequence.spans == (ModuleSpan(root.key, 2, (Run(0, 1),)),)
-    assert second.sequence.spans == (ModuleSpan(a.key, 3, (Run(0, 2),)),)
+    assert first.sequence.spans == (ModuleSpan(root.key, 2, (Run(0, 1),), (Run(0, 2),)),)
+    assert second.sequence.spans == (ModuleSpan(a.key, 3, (Run(0, 2),), (Run(3, 3),)),)
     assert prompts.words.text(second.prompt_token_ids) == "a1 a2 a3"
     assert second.sequence.position_runs == (Run(5, 1),)
     packed = unpack_plan(second.packed, num_prompt_tokens=3)
-    assert [key for key, _ in packed.modules] == [root.key, a.key]
+    assert [module.key for module in packed.modules] == [root.key, a.key]
+    # The prompt has no token of the context.
+    prompt = ModulePrompt.of(packed, second.prompt_token_ids)
+    assert prompt.spec(root.key).token_ids == root.token_ids
+    assert prompt.spec(a.key).token_ids == a.token_ids
     assert second.modules[-1].layout.index > ROOT

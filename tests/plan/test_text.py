@@ -9,7 +9,8 @@ from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts, column
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.sequence.codec import unpack_plan
-from vllm_promptcache.sequence.sequence import Relocation, Run
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import Relocation
 
 # Positions: r 0, a 1-2, gap 3-5, b 6, s 7, c 8-9, d 10 and 12, e 11, u 13-14, long 13-17, z 18.
 SCHEMA = """r <module name="a">a a</module><module name="gap">g g g</module>
@@ -164,7 +165,7 @@ def test_an_anchored_module_is_moved_as_it_was_encoded_at_its_place() -> None:
     assert (moved.position_runs, moved.encoded_runs) == ((Run(3, 2),), (Run(2, 2),))
     packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
     assert moved.relocation == Relocation(moved.key, stays.key, 1)
-    assert dict(packed.modules)[stays.key] == stays.packed
+    assert {module.key: module.recipe for module in packed.modules}[stays.key] == stays.packed
     assert prompts.plan("<a/> end").modules[1].layout is stays
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.codec import PackedModule, Plan
+from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.room import (
     Way,
     at_once,
@@ -10,7 +13,9 @@ from vllm_promptcache.sequence.room import (
     num_blocks_needed,
     peak,
 )
-from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
+from vllm_promptcache.sequence.spec import ModuleSpec
 
 BLOCK_SIZE = 4
 
@@ -57,8 +62,8 @@ def test_placeholders_count_while_they_are_computed() -> None:
 def test_what_takes_most_for_a_while_comes_first() -> None:
     ordered = in_best_order([A, W, B], WAYS.__getitem__)
     assert [s.key[:1] for s in ordered] == [b"w", b"b", b"a"]
-    sequence = SequencePlan((A, W, B), (Run(200, 3),))
-    assert num_blocks_needed(sequence, 27, WAYS.__getitem__, BLOCK_SIZE) == 1 + 7
+    table = BlockTable.of(SequencePlan((A, W, B), (Run(200, 3),)), BLOCK_SIZE)
+    assert num_blocks_needed(table, 27, WAYS.__getitem__) == 1 + 7
     assert peak([A, W, B], 1, WAYS.__getitem__) == 3 + 7
 
 
@@ -71,7 +76,13 @@ def test_all_at_once_counts_each_module_once() -> None:
 
 def test_what_fits_surely_fits() -> None:
     sequence = SequencePlan((A, W, B), (Run(200, 3),))
-    num_bytes = 4 * 64 + 56  # keys twice, and a byte for each token
-    needed = num_blocks_needed(sequence, 27, WAYS.__getitem__, BLOCK_SIZE)
-    first = next(n for n in range(1000) if fits_surely(sequence, 27, num_bytes, BLOCK_SIZE, n))
-    assert needed < first
+    modules = tuple(
+        PackedModule(key, way.encode.num_new_tokens, b"") for key, way in WAYS.items() if way.encode
+    )
+    prompt = ModulePrompt.of(Plan("schema", (), (), modules), [])
+    needed = num_blocks_needed(BlockTable.of(sequence, BLOCK_SIZE), 27, WAYS.__getitem__)
+
+    def fits(num_usable: int) -> bool:
+        return fits_surely(prompt, sequence, 27, block_size=BLOCK_SIZE, num_usable=num_usable)
+
+    assert needed < next(filter(fits, range(1000)))

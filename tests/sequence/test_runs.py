@@ -7,8 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_promptcache.sequence.runs import merge_runs, subtract_runs
-from vllm_promptcache.sequence.sequence import KEY_BYTES, ModuleSpan, Run
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.runs import Run, merge_runs, subtract_runs
+from vllm_promptcache.sequence.spans import KEY_BYTES, ModuleSpan, SequencePlan
 
 
 @st.composite
@@ -40,15 +41,11 @@ def test_merging(some: list[Run]) -> None:
 
 @given(runs(), st.integers(1, 8))
 def test_a_span_is_full_blocks_and_tails(some: list[Run], block_size: int) -> None:
-    span = ModuleSpan(bytes(KEY_BYTES), 100, tuple(some))
-    whole = [
-        block * block_size + slot
-        for blocks in span.full_blocks(block_size)
-        for block in range(blocks.start, blocks.end)
-        for slot in range(block_size)
-    ]
-    tails = span.tails(block_size)
-    assert sorted([*whole, *integers(tails)]) == integers(some)
+    spans = (ModuleSpan(bytes(KEY_BYTES), 100, tuple(some)),) if some else ()
+    table = BlockTable.of(SequencePlan(spans, (Run(1000, 1),)), block_size)
+    shared, tails = ([part.kept for part in parts] for parts in (table.shared, table.tails))
+    assert sorted(integers([*shared, *tails])) == integers(some)
+    assert all(run.start % block_size == run.num_tokens % block_size == 0 for run in shared)
     assert all(tail.start // block_size == (tail.end - 1) // block_size for tail in tails)
-    assert span.num_full_blocks(block_size) * block_size == len(whole)
-    assert span.num_tail_tokens(block_size) == len(integers(tails))
+    assert table.num_shared_blocks * block_size == len(integers(shared))
+    assert table.num_tail_tokens == len(integers(tails))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.sequence.private_order import AttentionRow, AttentionRows
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.worker.attention_rows import RowSplit
 
 BLOCK_SIZE, HEAD_SIZE, MAX_BLOCKS, NUM_BLOCKS = 4, 8, 6, 20

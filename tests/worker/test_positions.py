@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_promptcache.sequence.private_order import AttentionRow, AttentionRows
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.positions import place_tokens

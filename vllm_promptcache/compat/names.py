@@ -58,13 +58,11 @@ _PROMPTS = Reliance(
         "vllm.v1.engine.input_processor:InputProcessor": "model_config process_inputs vllm_config",
     },
 )
-# An answer on its way to the client: tokens in the order of reading, reasons, what was reused.
+# An answer on its way to the client: reasons, what was reused.
 _ANSWERS = Reliance(
-    ("entrypoints/reading_order.py", "entrypoints/ended.py", "entrypoints/detail.py"),
+    ("entrypoints/ended.py", "entrypoints/detail.py"),
     {
-        "vllm.v1.engine.output_processor:OutputProcessor": (
-            "add_request process_outputs request_states"
-        ),
+        "vllm.v1.engine.output_processor:OutputProcessor": "process_outputs request_states",
         "vllm.v1.engine.output_processor:RequestState": "queue",
         "vllm.v1.engine.output_processor:RequestOutputCollector": "put",
         "vllm.entrypoints.openai.completion.serving:OpenAIServingCompletion": (

@@ -33,24 +33,30 @@ def map_blocks(
     modular.mapped = mapped
     private = _private_hits(modular, pool)
     modular.num_private_hits = len(private)
-    shared = [
+    return shared_blocks(modular) + private
+
+
+def shared_blocks(modular: ModularRequest) -> list[KVCacheBlock]:
+    """The blocks of a request's modules that it maps by reference, in the order of its table."""
+    modules, size = modular.mapped or (), modular.table.block_size
+    return [
         block
-        for span, module in mapped
-        for blocks in span.full_blocks(modular.block_size)
-        for block in module.blocks[blocks.start : blocks.end]
+        for part in modular.table.shared
+        for block in modules[part.span][1].blocks[part.kept.start // size : part.kept.end // size]
     ]
-    return shared + private
 
 
 def _private_hits(modular: ModularRequest, pool: BlockPool) -> list[KVCacheBlock]:
     hits: list[KVCacheBlock] = []
     if not modular.reads_private_blocks:
         return hits
+    request, table = modular.request, modular.table
     # Logits need at least one token that is computed.
-    last = (modular.request.num_tokens - 1) // modular.block_size
-    for block_hash in modular.request.block_hashes[modular.num_shared_blocks : last]:
+    last = (request.num_tokens - 1) // table.block_size
+    for block_hash in request.block_hashes[table.num_shared_blocks : last]:
         if (found := pool.get_cached_block(block_hash, [0])) is None:
             break
         hits += found
-    # All tails are copied, or none.
-    return hits if len(hits) * modular.block_size >= modular.num_ordered_tokens else []
+    # All tails are copied, or none; so it is with new tokens among them.
+    num_tokens = table.num_tail_tokens + table.num_inner_tokens
+    return hits if len(hits) * table.block_size >= num_tokens else []

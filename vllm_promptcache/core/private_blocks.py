@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from vllm_promptcache.compat.requests import adapter_of
+from vllm_promptcache.compat.requests import adapter_of, reorder_prompt, set_block_hasher
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from vllm_promptcache.core.request import ModularRequest
 
 _ROOT = b"prompt-module-private"
+
+
+def order_tokens(modular: ModularRequest) -> None:
+    """Puts the tokens of vLLM's request in the order of its sequence in its blocks.
+
+    None of its blocks has a hash then; see `hash_private_blocks`.
+    """
+    reorder_prompt(modular.request, modular.table.arrange(modular.prompt.tokens))
+    set_block_hasher(modular.request, lambda request: [])
+
+
+def hash_private_blocks(modular: ModularRequest) -> None:
+    """Lets a request, and others after it, share private blocks; once its sequence is settled."""
+    set_block_hasher(modular.request, PrivateBlockHasher(modular))
 
 
 class PrivateBlockHasher:
@@ -44,8 +58,8 @@ class PrivateBlockHasher:
         hashes: list[Any] = list(request.block_hashes)
         num_known = len(hashes)
         if not hashes:
-            hashes = [self._root] * self._modular.num_shared_blocks
-        size = self._modular.block_size
+            hashes = [self._root] * self._modular.table.num_shared_blocks
+        size = self._modular.table.block_size
         for end in range((len(hashes) + 1) * size, request.num_tokens + 1, size):
             parent = hashes[-1] if hashes else self._root
             hashes.append(self._hash_block(request, parent, end - size, end))
@@ -53,18 +67,20 @@ class PrivateBlockHasher:
 
     def _hash_block(self, request: Request, parent: bytes, start: int, end: int) -> bytes:
         # Tail tokens come first; they and their positions are given by the root.
-        computed = max(start, self._modular.sequence.num_cached_tokens)
-        offsets = self._modular.offsets.slices(computed, max(end - computed, 0))
+        table = self._modular.table
+        computed = max(start, table.num_cached_tokens)
+        offsets = table.positions.slices(computed, max(end - computed, 0))
         return _hash(parent, list(request.all_token_ids[start:end]), offsets)
 
 
 def _inner_tokens(modular: ModularRequest) -> Any:
     """The new tokens that lie between tails, with all that says where; None if there are none."""
-    if (order := modular.order) is None:
+    table = modular.table
+    if table.inner is None:
         return None
-    token_ids = list(modular.request.all_token_ids[order.first : order.end])
-    offsets = modular.offsets.slices(order.first, order.num_new_tokens)
-    return token_ids, offsets, modular.sequence.interleaving
+    first, num_tokens = table.num_cached_tokens, table.num_inner_tokens
+    token_ids = list(modular.request.all_token_ids[first : table.inner_end])
+    return token_ids, table.positions.slices(first, num_tokens), table.tail_slots
 
 
 def _hash(*parts: Any) -> bytes:

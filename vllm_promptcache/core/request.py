@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,9 +10,11 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat.requests import adapter_of, name_adapter
-from vllm_promptcache.sequence.codec import PackedPlan, unpack_module
-from vllm_promptcache.sequence.private_order import IndexOffsets, PrivateOrder
-from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Relocation, SequencePlan
+from vllm_promptcache.core.reports.account import Account
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
+from vllm_promptcache.sequence.spec import ModuleSpec
 from vllm_promptcache.steps.slots import Slots, ranges
 from vllm_promptcache.store import StoredModule
 
@@ -29,81 +30,30 @@ class ModularRequest:
 
     Attributes:
         request: vLLM's request.
-        sequence: Its plan.
-        modules: Packed modules by key: all that `sequence` reads, and their contexts.
-        block_size: Tokens a block.
-        relocations: Modules that `sequence` reads at another place than where `modules` has them,
-            by key.
+        prompt: Says how the modules that it reads are encoded.
+        table: How its sequence lies in its blocks.
+        account: What is told of it.
         reads_private_blocks: Whether it may share what earlier requests have behind their modules.
+        attended: As the plan has it, for a prompt that is to be repaired by attention; empty if it
+            is not, or was.
         mapped: The modules it reads, set when it is being admitted; None if one is missing.
         num_private_hits: Private blocks it was found to share with an earlier request, set with
             `mapped`; they hold the tails of its modules.
         runs_alone: Whether it may outgrow the cache: once it has generated some tokens it could
             not be admitted again, so that nothing may make it wait.
         was_disturbed: Whether it lost modules that it had waited for.
-        schema: Name of its prompt's schema; empty for an encode.
-        since: When it arrived, in seconds of the monotonic clock.
-        exact_paths: Paths of the modules it reads where they were promoted; else the plan's hold.
-        attended: As the plan has it; empty if nothing is to be repaired by attention, or once it
-            was chosen.
-        span_numbers: For each span its number in the plan, once the prompt was repaired: a span of
-            which nothing is left is not read.
-        has_waited: Whether a module was missing when it was looked for.
-        encoded_keys: Modules it found missing, so that they were encoded for it.
     """
 
     request: Request
-    sequence: SequencePlan
-    modules: Mapping[bytes, bytes]
-    block_size: int
-    relocations: Mapping[bytes, Relocation] = field(default_factory=dict)
+    prompt: ModulePrompt
+    table: BlockTable
+    account: Account = field(default_factory=Account)
     reads_private_blocks: bool = False
+    attended: Sequence[int] = ()
     mapped: list[tuple[ModuleSpan, StoredModule]] | None = None
     num_private_hits: int = 0
     runs_alone: bool = False
     was_disturbed: bool = False
-    encoded_keys: set[bytes] = field(default_factory=set)
-    schema: str = ""
-    since: float = field(default_factory=time.monotonic)
-    exact_paths: list[str] | None = None
-    attended: Sequence[int] = ()
-    span_numbers: list[int] | None = None
-    has_waited: bool = False
-    offsets: IndexOffsets = field(init=False)
-    num_shared_blocks: int = field(init=False)
-    num_tail_tokens: int = field(init=False)
-    order: PrivateOrder | None = field(init=False)
-
-    @classmethod
-    def of(
-        cls, request: Request, plan: PackedPlan, sequence: SequencePlan, block_size: int
-    ) -> ModularRequest:
-        """Makes the state of a new request that follows a plan by one of its sequences."""
-        return cls(
-            request,
-            sequence,
-            dict(plan.modules),
-            block_size,
-            relocations={found.key: found for found in plan.relocations},
-            schema=plan.schema,
-            reads_private_blocks=not request.skip_reading_prefix_cache,
-        )
-
-    def __post_init__(self) -> None:
-        self._lay_out()
-
-    def follow(self, sequence: SequencePlan, span_numbers: list[int]) -> None:
-        """Reads and computes what a repaired sequence says; only before it is admitted."""
-        self.sequence, self.span_numbers, self.attended = sequence, span_numbers, ()
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        spans, size = self.sequence.spans, self.block_size
-        num_cached = self.sequence.num_cached_tokens
-        self.offsets = IndexOffsets.of(num_cached, self.sequence.position_runs)
-        self.num_shared_blocks = sum(span.num_full_blocks(size) for span in spans)
-        self.num_tail_tokens = sum(span.num_tail_tokens(size) for span in spans)
-        self.order = PrivateOrder.of(self.sequence, size, self.num_shared_blocks)
 
     @property
     def request_id(self) -> str:
@@ -111,61 +61,40 @@ class ModularRequest:
         return self.request.request_id
 
     @property
-    def num_encoded_tokens(self) -> int:
-        """Tokens it reads of modules that were encoded for it."""
-        return sum(span.num_tokens for span, key in self.span_keys() if key in self.encoded_keys)
+    def sequence(self) -> SequencePlan:
+        """What it reads and computes."""
+        return self.table.sequence
 
     @property
     def num_private_hit_tokens(self) -> int:
         """New tokens whose KV an earlier request has computed; tails of modules come before."""
         if not self.num_private_hits:
             return 0
-        return self.num_private_hits * self.block_size - self.num_tail_tokens
+        return self.num_private_hits * self.table.block_size - self.table.num_tail_tokens
 
     @property
     def num_copied_tokens(self) -> int:
         """Tail tokens that are copied into the request's own blocks when it is admitted."""
-        return 0 if self.num_private_hits else self.num_tail_tokens
-
-    @property
-    def tail_ranges(self) -> list[tuple[int, int]]:
-        """Where the tails lie in the sequence: `(index, num_tokens)` of each, in their order."""
-        if self.order is None:
-            return [(self.num_shared_blocks * self.block_size, self.num_tail_tokens)]
-        return [(run.start, run.num_tokens) for run in self.order.tails]
-
-    @property
-    def num_ordered_tokens(self) -> int:
-        """Private tokens up to the last tail: those that are copied or interleaved with these."""
-        return self.num_tail_tokens + (self.order.num_new_tokens if self.order else 0)
+        return 0 if self.num_private_hits else self.table.num_tail_tokens
 
     @property
     def num_own_blocks(self) -> int:
         """Blocks that the request needs beside those it shares."""
-        return -(-self.request.num_tokens // self.block_size) - self.num_shared_blocks
+        return self.table.num_own_blocks(self.request.num_tokens)
 
     def store_key(self, key: bytes) -> bytes:
         """Key of a module in the store: KV also depends on the adapter's weights."""
         return key + adapter_of(self.request)
 
-    def spec_of(self, key: bytes) -> ModuleSpec:
-        """What is needed to encode a module that it reads, at the place where it reads it.
-
-        Raises:
-            PlanError: The plan's packed module is malformed.
-        """
-        if (relocation := self.relocations.get(key)) is not None:
-            return self.spec_of(relocation.origin).relocated(relocation)
-        return unpack_module(self.modules.get(key), key=key)
-
     def store_keys(self) -> list[bytes]:
         """Keys in the store of the modules it reads, and of those that they are made from."""
-        origins = [self.store_key(found.origin) for found in self.relocations.values()]
+        origins = [self.store_key(r.origin) for r in self.prompt.relocations.values()]
         return [key for _, key in self.span_keys()] + origins
 
     def span_keys(self) -> list[tuple[ModuleSpan, bytes]]:
         """The sequence's spans, each with its module's key in the store."""
-        return [(span, self.store_key(span.key)) for span in self.sequence.spans]
+        adapter = adapter_of(self.request)
+        return [(span, span.key + adapter) for span in self.sequence.spans]
 
 
 def internal_request(request_id: str, token_ids: list[int], user: Request) -> Request:
@@ -205,21 +134,13 @@ class ProbeRequest(InternalRequest):
     @property
     def num_observed(self) -> int:
         """How many of its last tokens are observed: only such as see all modules."""
-        num_inner = self.order.num_new_tokens if self.order else 0
-        return min(NUM_OBSERVED_TOKENS, self.sequence.num_new_tokens - num_inner)
+        num_last = self.sequence.num_new_tokens - self.table.num_inner_tokens
+        return min(NUM_OBSERVED_TOKENS, num_last)
 
     @property
     def slot_indexes(self) -> Slots:
         """Indexes of the slots of all its tokens, in their order, `[num_tokens]`."""
-        first, num_new = self.sequence.num_cached_tokens, self.sequence.num_new_tokens
-        new = [(first, num_new)]
-        if self.order is not None:
-            index, new = first, []
-            for num_tokens, offset in self.order.slots.slices(first, num_new):
-                new.append((index + offset, num_tokens))
-                index += num_tokens
-        shared = (0, self.num_shared_blocks * self.block_size)
-        return ranges([shared, *self.tail_ranges, *new])
+        return ranges((run.start, run.num_tokens) for run in self.table.slots)
 
 
 @dataclass(slots=True, eq=False)
@@ -241,11 +162,11 @@ class EncodeRequest(InternalRequest):
 
     def module_blocks(self, blocks: Sequence[T]) -> Sequence[T]:
         """Those of the request's blocks (or block ids) that become the module's."""
-        num_blocks = -(-self.spec.num_kept_tokens // self.block_size)
-        return blocks[self.num_shared_blocks : self.num_shared_blocks + num_blocks]
+        first, size = self.table.num_shared_blocks, self.table.block_size
+        return blocks[first : first - (-self.spec.num_kept_tokens // size)]
 
     @property
     def needs_compaction(self) -> bool:
         """Whether kept tokens have to move: a context tail or placeholders lie before them."""
         kept_runs = self.spec.kept_runs
-        return self.num_tail_tokens > 0 or len(kept_runs) > 1 or kept_runs[0].start > 0
+        return self.table.num_tail_tokens > 0 or len(kept_runs) > 1 or kept_runs[0].start > 0

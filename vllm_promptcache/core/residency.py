@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.compat.requests import set_block_hasher
 from vllm_promptcache.core.adapters import Adapters, not_started
 from vllm_promptcache.core.admission.encodes import Encodes
 from vllm_promptcache.core.admission.supply import ModuleSupply
 from vllm_promptcache.core.admission.waiting import WaitingRequests
 from vllm_promptcache.core.mapping import map_blocks
-from vllm_promptcache.core.private_blocks import PrivateBlockHasher
+from vllm_promptcache.core.private_blocks import hash_private_blocks, order_tokens
 from vllm_promptcache.core.promotion.promotions import Promotions
 from vllm_promptcache.core.repair.probes import Probes
+from vllm_promptcache.core.reports.account import Account
 from vllm_promptcache.core.reports.metrics import ModuleMetrics
 from vllm_promptcache.core.reports.usage import uncount_encoded
 from vllm_promptcache.core.request import (
@@ -29,7 +30,10 @@ from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.core.tiers.prefetch import Prefetch
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.codec import PLAN_KEY, PackedPlan, unpack_plan
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY, Plan, unpack_plan
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.spans import SequencePlan
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.store import ModuleStore, Pins
 
@@ -83,6 +87,7 @@ class ModuleResidency:
         self.promotions = Promotions(
             self.store,
             self.tiers,
+            block_size=block_size,
             after=promote_after,
             max_blocks=int(max_promoted_share * num_usable),
         )
@@ -121,38 +126,38 @@ class ModuleResidency:
         modular = self.get(request)
         if modular is None or isinstance(modular, InternalRequest):
             return modular is None
-        return modular.order is None or num_tokens >= modular.order.end
+        return modular.table.inner is None or num_tokens >= modular.table.inner_end
 
     def num_ahead(self, request: Request) -> int:
         """Tokens up to which a request needs all its slots as soon as it has any."""
         modular = self.get(request)
-        return modular.order.end if modular is not None and modular.order is not None else 0
+        return modular.table.inner_end if modular is not None and modular.table.inner else 0
 
     def add(self, request: Request) -> None:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
         if (promoted := self.promotions.interrupt()) is not None:
             self.encodes.leave(promoted)
-        extra_args = request.sampling_params.extra_args if request.sampling_params else None
-        if not extra_args or PLAN_KEY not in extra_args:
+        packed, detail = _take_plan(request)
+        if packed is None:
             return
         try:
-            plan = unpack_plan(extra_args[PLAN_KEY], num_prompt_tokens=request.num_prompt_tokens)
-            modular = self._make(request, plan)
+            plan = unpack_plan(packed, num_prompt_tokens=request.num_prompt_tokens)
+            modular = self._make(request, plan, detail)
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        num_rows = modular.sequence.num_attention_rows
+        num_rows = modular.table.num_attention_rows
         if self._max_rows is not None and num_rows > self._max_rows:
             self.rejected[request.request_id] = (
                 f"the prompt takes {num_rows} rows of attention, the engine {self._max_rows} "
                 "(max_num_seqs), and chunked prefill is off"
             )
             return
-        if modular.attended:
-            if modular.reads_private_blocks:
-                self.probes.recall(modular)
-        else:
-            set_block_hasher(request, PrivateBlockHasher(modular))
+        order_tokens(modular)
+        if not modular.attended:
+            hash_private_blocks(modular)
+        elif modular.reads_private_blocks:
+            self.probes.recall(modular)
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
@@ -160,14 +165,37 @@ class ModuleResidency:
         self._requests[modular.request_id] = modular
         self._waiting.add(modular)
 
-    def _make(self, request: Request, plan: PackedPlan) -> ModularRequest:
-        """The state of a new request: the exact one if all that it needs is resident."""
-        exact = self.promotions.exact(request, plan, self._block_size, self._waiting.fits)
-        if exact is not None:
-            return exact
-        modular = ModularRequest.of(request, plan, plan.sequence, self._block_size)
-        modular.attended = plan.attended
+    def _make(
+        self, request: Request, plan: Plan, detail: dict[str, list[str]] | None
+    ) -> ModularRequest:
+        """The state of a new request, which reads its chain if that has been promoted."""
+        prompt = ModulePrompt.of(plan, request.prompt_token_ids or ())
+        modular = self._promoted(request, prompt)
+        if modular is None:
+            modular = self._of(request, prompt, plan.sequence)
+            modular.attended = plan.attended
+        if detail is not None:
+            modular.account.paths = detail["links" if modular.account.is_promoted else "modules"]
         return modular
+
+    def _promoted(self, request: Request, prompt: ModulePrompt) -> ModularRequest | None:
+        if not prompt.plan.can_promote or not self.promotions.is_ready(prompt, request):
+            return None
+        modular = self._of(request, prompt, prompt.plan.promoted)
+        if not self._waiting.fits(modular):
+            return None
+        self.store.stats.num_promoted_requests += 1
+        modular.account.is_promoted = True
+        return modular
+
+    def _of(self, request: Request, prompt: ModulePrompt, sequence: SequencePlan) -> ModularRequest:
+        return ModularRequest(
+            request,
+            prompt,
+            BlockTable.of(sequence, self._block_size),
+            Account(prompt.plan.schema),
+            reads_private_blocks=not request.skip_reading_prefix_cache,
+        )
 
     def follow_adapters(self, requests: Iterable[Request]) -> None:
         """Lets requests read nothing that was computed with weights which are gone since.
@@ -185,7 +213,7 @@ class ModuleResidency:
             self.adapters.name(request)
             self._waiting.add(modular)
             if not modular.attended and not isinstance(modular, InternalRequest):
-                set_block_hasher(request, PrivateBlockHasher(modular))
+                hash_private_blocks(modular)
 
     def promote(self) -> list[Request]:
         """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
@@ -332,7 +360,7 @@ class ModuleResidency:
         """
         for modular in self._admitted:
             uncount_encoded(modular)
-            for key in {key for _, key in modular.span_keys()} - modular.encoded_keys:
+            for key in {key for _, key in modular.span_keys()} - modular.account.encoded_keys:
                 self.store.histories.used(key).num_hits += 1
                 self.tiers.used(key)
                 self.pins.fulfil(key)
@@ -343,3 +371,18 @@ class ModuleResidency:
             if (reader := self._requests.get(request_id)) is not None:
                 self._step.compute(reader, num_tokens, block_ids_of)
         return self._step.take()
+
+
+def _take_plan(request: Request) -> tuple[object, dict[str, list[str]] | None]:
+    """Takes a plan, and the paths that a client asked for, out of a request's parameters.
+
+    Workers are sent the parameters. These are copied, since several requests may share them.
+    """
+    params = request.sampling_params
+    if params is None or PLAN_KEY not in (params.extra_args or ()):
+        return None, None
+    extra_args = dict(params.extra_args)
+    packed, detail = extra_args.pop(PLAN_KEY), extra_args.pop(DETAIL_KEY, None)
+    request.sampling_params = copy(params)
+    request.sampling_params.extra_args = extra_args or None
+    return packed, detail

@@ -10,7 +10,7 @@ from vllm_promptcache.core.request import (
     ModularRequest,
     ProbeRequest,
 )
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.steps.step import (
     HostMove,
@@ -74,17 +74,17 @@ class StepBuilder:
             modular: A request whose modules are mapped.
             block_ids: Its block table, the shared blocks first.
         """
-        size = modular.block_size
-        tails = [
-            (module.blocks[tail.start // size].block_id * size + tail.start % size, tail.num_tokens)
-            for span, module in modular.mapped or ()
-            for tail in span.tails(size)
-        ]
+        modules, table = [module for _, module in modular.mapped or ()], modular.table
         if modular.num_copied_tokens:
-            indexes = ranges(modular.tail_ranges)
-            self._loads.append(SlotCopy(ranges(tails), slots_of(block_ids, indexes, size)))
+            size = table.block_size
+            sources = [
+                (_slot(modules[tail.span], tail.kept.start, size), tail.kept.num_tokens)
+                for tail in table.tails
+            ]
+            targets = ranges((run.start, run.num_tokens) for run in table.tail_slots)
+            self._loads.append(SlotCopy(ranges(sources), slots_of(block_ids, targets, size)))
         if self._verify:
-            self._metadata.checks += [module_blocks(module) for _, module in modular.mapped or ()]
+            self._metadata.checks += map(module_blocks, modules)
 
     def compute(
         self, modular: ModularRequest, num_tokens: int, block_ids_of: Callable[[str], list[int]]
@@ -96,12 +96,12 @@ class StepBuilder:
             num_tokens: Tokens it computes in the step.
             block_ids_of: Returns the block table of a request id.
         """
-        request = modular.request
+        request, table = modular.request, modular.table
         start = request.num_computed_tokens
-        offsets = modular.offsets.slices(start, num_tokens)
+        offsets = table.positions.slices(start, num_tokens)
         self._metadata.position_offsets.append((modular.request_id, offsets))
-        if modular.order is not None and (rows := modular.order.rows(start, num_tokens)):
-            slots = modular.order.slots.slices(start, num_tokens)
+        if table.inner is not None and (rows := table.inner.rows(start, num_tokens)):
+            slots = table.inner.slots.slices(start, num_tokens)
             self._metadata.slot_offsets.append((modular.request_id, slots))
             self._metadata.rows.append((modular.request_id, rows))
         if isinstance(modular, InternalRequest) and start + num_tokens >= request.num_prompt_tokens:
@@ -112,7 +112,7 @@ class StepBuilder:
             self._end_encode(internal, block_ids)
         if isinstance(internal, ProbeRequest):
             num_observed = min(num_tokens, internal.num_observed)
-            slots = slots_of(block_ids, internal.slot_indexes, internal.block_size)
+            slots = slots_of(block_ids, internal.slot_indexes, internal.table.block_size)
             observed = ObservedRequest(internal.request_id, num_observed, slots)
             self._metadata.observed.append(observed)
 
@@ -121,12 +121,12 @@ class StepBuilder:
 
         In place: the kept tokens never lie before their targets, and sources are read first.
         """
-        size, first = encode.block_size, encode.num_shared_blocks * encode.block_size
+        size, first = encode.table.block_size, encode.table.num_shared_blocks
         encode.written_blocks = list(encode.module_blocks(block_ids))
         if encode.needs_compaction:
-            own = encode.sequence.num_cached_tokens
+            own = encode.table.num_cached_tokens
             kept = ranges([(own + run.start, run.num_tokens) for run in encode.spec.kept_runs])
-            targets = ranges([(first, encode.spec.num_kept_tokens)])
+            targets = ranges([(first * size, encode.spec.num_kept_tokens)])
             self._stores.append(
                 SlotCopy(slots_of(block_ids, kept, size), slots_of(block_ids, targets, size))
             )
@@ -140,3 +140,8 @@ class StepBuilder:
         metadata.stores = SlotCopy.concatenate(self._stores)
         self._loads, self._stores = [], []
         return metadata
+
+
+def _slot(module: StoredModule, kept: int, block_size: int) -> int:
+    """Slot of a kept token of a resident module."""
+    return module.blocks[kept // block_size].block_id * block_size + kept % block_size

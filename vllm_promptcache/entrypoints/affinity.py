@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.sequence.codec import PLAN_KEY, unpack_plan
-from vllm_promptcache.sequence.sequence import ModuleSpan
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 # A rank with this many requests more than the least busy one is passed over for it: about what a
 # batch can take on before one more request costs more than an encode.
@@ -67,7 +67,7 @@ class ModuleAffinity:
             packed = unpack_plan(plan, num_prompt_tokens=len(request.prompt_token_ids))
         except PlanError:
             return None  # the scheduler refuses it
-        spans = packed.sequence.spans
+        spans = packed.spans
         return self.choose(spans, _loads(client), packed.schema) if spans else None
 
 

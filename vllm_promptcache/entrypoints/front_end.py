@@ -22,7 +22,7 @@ from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.gate import PolicyGate
-from vllm_promptcache.plan.prompt_plan import baseline, reading_order
+from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.pml import (
     NO_REPAIR,
     PROMPT_LIMITS,
@@ -34,8 +34,8 @@ from vllm_promptcache.pml import (
     parse_repair,
     parse_schema,
 )
-from vllm_promptcache.sequence.codec import unpack_plan
-from vllm_promptcache.sequence.room import fits_surely, num_blocks_of_plan
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.room import fits_surely, num_blocks_of_prompt
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -198,7 +198,7 @@ class FrontEnd:
 
     def text_of(self, plan: PromptPlan) -> str:
         """The text of a prompt as the model reads it, with the texts of its modules."""
-        return self.planner.tokenizer.text_of(reading_order(plan))
+        return self.planner.tokenizer.text_of(plan.prompt_token_ids)
 
     def _catch_up(self, prompt: str | Prompt) -> None:
         """Compiles what the folder has of the prompt's schema, if anything in it has changed."""
@@ -225,12 +225,13 @@ class FrontEnd:
             return
         num_usable = num_blocks - 1  # one is vLLM's null block
         num_tokens = plan.num_tokens + 1
-        if fits_surely(plan.sequence, num_tokens, len(plan.packed), size, num_usable):
+        prompt, sequence = plan.module_prompt, plan.sequence
+        if fits_surely(prompt, sequence, num_tokens, block_size=size, num_usable=num_usable):
             return
-        packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
-        num_needed = num_blocks_of_plan(packed, num_tokens, size, num_usable)
+        table = BlockTable.of(sequence, size)
+        num_needed = num_blocks_of_prompt(prompt, table, num_tokens)
         if num_needed > num_usable:
-            is_for_encodes = num_needed > plan.sequence.num_blocks(num_tokens, size)
+            is_for_encodes = num_needed > table.num_blocks(num_tokens)
             message = (
                 f"the prompt with its modules needs {num_needed} KV cache blocks of {size} tokens"
                 f"{' while these are encoded' if is_for_encodes else ''}, the cache has "

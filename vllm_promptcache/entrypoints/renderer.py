@@ -25,7 +25,6 @@ from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.entrypoints.ended import process_outputs
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
-from vllm_promptcache.entrypoints.reading_order import EngineTokens, add_request
 from vllm_promptcache.entrypoints.request_options import (
     REQUEST_FIELD,
     current_options,
@@ -33,7 +32,6 @@ from vllm_promptcache.entrypoints.request_options import (
 )
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.prompt_plan import reading_order
 from vllm_promptcache.pml import Prompt
 from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY
 from vllm_promptcache.tracing import trace_plan
@@ -55,12 +53,12 @@ _DURATION_FIELD = "prompt_module_plan_duration"
 
 def planned_prompt(text: str, plan: PromptPlan, since_ns: int | None = None) -> dict[str, Any]:
     """A prompt for vLLM's front end that is planned already: since then, if that matters."""
-    planned = {"prompt_token_ids": reading_order(plan), "prompt": text, PLAN_FIELD: plan}
+    planned = {"prompt_token_ids": plan.prompt_token_ids, "prompt": text, PLAN_FIELD: plan}
     if since_ns is not None:
         planned[_DURATION_FIELD] = (since_ns, time.time_ns())
     modules = current_options().prompt_modules
     if modules is not None and modules.detail:
-        planned[_PATHS_FIELD] = [item.layout.path for item in plan.modules if item.num_tokens]
+        planned[_PATHS_FIELD] = plan.paths
     return planned
 
 
@@ -235,7 +233,7 @@ def process_inputs(
     _check(plan, params)
     request = original(processor, request_id, prompt, params, *args, **kwargs)
     if plan is not None:
-        request.prompt_token_ids = _engine_tokens(plan, request.prompt_token_ids)
+        _check_tokens(plan, request.prompt_token_ids)
     sampling_params = request.sampling_params
     if sampling_params is not None:
         # vLLM's copy of the parameters shares this dict with the caller's: make a new one.
@@ -255,15 +253,12 @@ def process_inputs(
     return request
 
 
-def _engine_tokens(plan: PromptPlan, token_ids: list[int]) -> EngineTokens:
-    """The tokens of a plan for the engine, given those that came along with it."""
-    read = reading_order(plan)
-    if token_ids != read:
+def _check_tokens(plan: PromptPlan, token_ids: list[int]) -> None:
+    if token_ids != plan.prompt_token_ids:
         raise RequestRefused(
             "the tokens of a PML prompt were changed on their way to the engine",
             "leave out what truncates or pads prompts",
         )
-    return EngineTokens(plan.prompt_token_ids, read)
 
 
 def _trace(request: Any, plan: PromptPlan, duration_ns: tuple[int, int] | None) -> None:
@@ -308,7 +303,6 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
     wrap(OpenAIServingChat, "chat_completion_full_generator", detail.in_chat)
     wrap(OpenAIServingChat, "chat_completion_stream_generator", detail.in_stream)
     wrap(InputProcessor, "process_inputs", process_inputs)
-    wrap(OutputProcessor, "add_request", add_request)
     wrap(OutputProcessor, "process_outputs", process_outputs)
     renderer_cls = RENDERER_REGISTRY.load_renderer_cls(renderer_mode)
     name = f"PromptModule{renderer_cls.__name__}"

@@ -23,7 +23,6 @@ from vllm_promptcache.entrypoints.shadow_metrics import shadow_metrics
 from vllm_promptcache.first_token import NUM_TOKENS, FirstToken
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.plan.prompt_plan import reading_order
 
 if TYPE_CHECKING:
     from vllm_promptcache.entrypoints.front_end import FrontEnd
@@ -121,7 +120,7 @@ class ShadowCheck:
         self, plan: PromptPlan, served: ServedPrompt, **options: Any
     ) -> tuple[int, dict[int, float]]:
         """Returns the likeliest first token, and log-probabilities of those that `options` name."""
-        tokens = tokens_input(reading_order(plan), cache_salt=served.cache_salt)
+        tokens = tokens_input(plan.prompt_token_ids, cache_salt=served.cache_salt)
         outputs = self._generate(
             {**tokens, PLAN_FIELD: plan},
             SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **options),

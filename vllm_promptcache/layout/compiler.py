@@ -14,13 +14,13 @@ from vllm_promptcache.layout.content import roles_in
 from vllm_promptcache.layout.context import Contexts
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.placement import Placement, texts_in
-from vllm_promptcache.layout.primer import draft_primers
+from vllm_promptcache.layout.primer import PRIMER_NAME, draft_primers
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, SchemaPolicy
-from vllm_promptcache.sequence.codec import pack_module
-from vllm_promptcache.sequence.runs import merge_runs
-from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.sequence.codec import Recipe, pack_recipe
+from vllm_promptcache.sequence.runs import Run, merge_runs, subtract_runs
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
 
 KEY_VERSION = 1
 """Part of every key; changes with whatever else a module's KV depends on."""
@@ -209,8 +209,16 @@ def _identify(
     spans = tuple(_span(done[span.index], span) for span in module.context)
     sequence = SequencePlan(spans, module.position_runs)
     key = _key(sequence, module.token_ids, module.kept_runs, salt)
-    spec = ModuleSpec(key, sequence, module.token_ids, module.kept_runs)
-    return key, pack_module(spec) if module.is_reusable else b""
+    recipe = Recipe(sequence, module.kept_runs, _unread_ids(module))
+    return key, pack_recipe(recipe) if module.is_reusable else b""
+
+
+def _unread_ids(module: ModuleLayout) -> tuple[int, ...]:
+    """Own tokens of a module that no prompt has, though it imports the module."""
+    if module.name == PRIMER_NAME:
+        return module.token_ids
+    holes = subtract_runs([Run(0, len(module.token_ids))], module.kept_runs)
+    return tuple(i for run in holes for i in module.token_ids[run.start : run.end])
 
 
 def _span(module: ModuleLayout, span: ContextSpan) -> ModuleSpan:
@@ -221,5 +229,6 @@ def _key(
     sequence: SequencePlan, token_ids: tuple[int, ...], kept_runs: tuple[Run, ...], salt: bytes
 ) -> bytes:
     """Equal for two modules if and only if their blocks are interchangeable."""
-    parts = (KEY_VERSION, sequence, token_ids, kept_runs, salt)
+    spans = [(span.key, span.num_module_tokens, span.runs) for span in sequence.spans]
+    parts = (KEY_VERSION, (spans, sequence.position_runs, None), token_ids, kept_runs, salt)
     return sha256(msgspec.msgpack.encode(parts)).digest()

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 
 _start = attrgetter("start")
 

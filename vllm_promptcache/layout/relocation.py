@@ -10,8 +10,8 @@ from itertools import pairwise
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout, RoleMark, SchemaLayout
 from vllm_promptcache.layout.size import moved_bytes
-from vllm_promptcache.sequence.runs import merge_runs
-from vllm_promptcache.sequence.sequence import Relocation, Run
+from vllm_promptcache.sequence.runs import Run, merge_runs
+from vllm_promptcache.sequence.spans import Relocation
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 from vllm_promptcache.layout.derived import Derived, DerivedCache
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
 from vllm_promptcache.pml.policies import policy_name
-from vllm_promptcache.sequence.sequence import Relocation, Run
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import Relocation
 
 ContextPolicy: TypeAlias = EncodePolicy | Literal["scaffold", "exact"]
 """What a module may attend to while it is encoded."""
@@ -98,8 +99,9 @@ class ModuleLayout:
         dependencies: Indexes of all modules that must be encoded before it, in order.
         role_marks: Where its own roles begin and end, in document order.
         key: SHA-256 (32 bytes) of all that its KV depends on, the model aside.
-        packed: The same for the engine, see `codec.pack_module`; empty unless `is_reusable`. Of a
-            relocated module, that of its origin.
+        packed: What it is encoded from, see `sequence.codec.Recipe`, without the tokens that a
+            prompt has which imports it; empty unless `is_reusable`. Of a relocated module, that of
+            its origin.
         relocation: Where its KV comes from if it is not where the schema puts it.
     """
 

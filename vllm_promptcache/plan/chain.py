@@ -19,9 +19,7 @@ import msgspec
 from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
 from vllm_promptcache.layout.size import PIECE_BYTES, module_bytes
 from vllm_promptcache.plan.pieces import Piece, pieces_of
-from vllm_promptcache.sequence.codec import pack_module
-from vllm_promptcache.sequence.runs import merge_runs
-from vllm_promptcache.sequence.sequence import ModuleSpan, ModuleSpec, Run, SequencePlan
+from vllm_promptcache.sequence.runs import Run, merge_runs
 
 ChainPolicy: TypeAlias = Literal["scaffold", "exact"]
 
@@ -139,8 +137,6 @@ def _module(
     token_ids = tuple(_token_ids(link))
     runs = merge_runs(Run(piece.start, piece.num_tokens) for piece in link)
     kept_runs = (Run(0, len(token_ids)),)
-    spans = tuple(ModuleSpan(m.key, m.num_kept_tokens, m.kept_runs) for m in done)
-    spec = ModuleSpec(key, SequencePlan(spans, runs), token_ids, kept_runs)
     return replace(
         link[-1].module,
         index=index,
@@ -158,7 +154,7 @@ def _module(
         dependencies=tuple(m.index for m in done),
         role_marks=(),
         key=key,
-        packed=pack_module(spec),
+        packed=b"",
         relocation=None,
     )
 

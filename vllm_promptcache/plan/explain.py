@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import msgspec
 
 from vllm_promptcache.layout.schema_layout import ContextPolicy, ModuleLayout
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.block_table import BlockTable, Part
+from vllm_promptcache.sequence.runs import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,6 @@ class Explanation:
     @staticmethod
     def of(plan: PromptPlan) -> Explanation:
         """Explains a plan."""
-        places = {planned.layout.index: place for place, planned in enumerate(plan.modules)}
         return Explanation(
             schema=plan.schema,
             num_tokens=plan.num_tokens,
@@ -107,7 +109,7 @@ class Explanation:
             num_new_tokens=plan.num_new_tokens,
             num_attended_tokens=sum(item.num_attended for item in plan.modules),
             next_position=plan.next_position,
-            modules=tuple(_module(item, places, plan.block_size) for item in plan.modules),
+            modules=tuple(_modules(plan)),
             new=tuple(map(_new, plan.new)),
         )
 
@@ -118,7 +120,28 @@ class Explanation:
         return plain
 
 
-def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> ExplainedModule:
+def _modules(plan: PromptPlan) -> Iterator[ExplainedModule]:
+    places = {planned.layout.index: place for place, planned in enumerate(plan.modules)}
+    table = BlockTable.of(plan.sequence, plan.block_size)
+    num_shared, num_copied = _num_tokens(table.shared), _num_tokens(table.tails)
+    spans = count()
+    for planned in plan.modules:
+        span = next(spans) if planned.reused else None
+        num_blocks = num_shared[span] // plan.block_size
+        yield _module(planned, places, num_blocks, num_copied[span])
+
+
+def _num_tokens(parts: Iterable[Part]) -> Counter[int | None]:
+    """Tokens in some parts, by the number of the span."""
+    found: Counter[int | None] = Counter()
+    for part in parts:
+        found[part.span] += part.kept.num_tokens
+    return found
+
+
+def _module(
+    planned: PlannedModule, places: dict[int, int], num_full_blocks: int, num_tail_tokens: int
+) -> ExplainedModule:
     module = planned.layout
     return ExplainedModule(
         path=module.path,
@@ -130,8 +153,8 @@ def _module(planned: PlannedModule, places: dict[int, int], block_size: int) -> 
         reused=tuple(_chosen(module, planned.reused)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),
         policy=module.policy,
-        num_full_blocks=planned.span.num_full_blocks(block_size),
-        num_tail_tokens=planned.span.num_tail_tokens(block_size),
+        num_full_blocks=num_full_blocks,
+        num_tail_tokens=num_tail_tokens,
     )
 
 

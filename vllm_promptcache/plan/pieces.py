@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from vllm_promptcache.layout.schema_layout import ModuleLayout
-from vllm_promptcache.sequence.interleaving import placed_runs
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run, locate
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,5 +53,5 @@ def pieces_of(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[Piece]:
         module: The module.
         kept: Indexes among its kept tokens, ascending.
     """
-    for run, start in placed_runs(module.kept_position_runs, kept):
+    for run, start in locate(module.kept_position_runs, kept):
         yield Piece(module, run, start)

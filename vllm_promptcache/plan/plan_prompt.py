@@ -91,23 +91,17 @@ def plan_prompt(
 
 
 def _plan(chooser: ReuseChooser, reuse: Reuse, promotes: bool) -> PromptPlan:
-    """Puts the plan together, and the exact one that may take its place.
+    """Puts the plan together.
 
     Raises:
         PMLError: There is nothing to compute.
     """
-
-    def plan_of(reuse: Reuse, exact: PromptPlan | None = None) -> PromptPlan:
-        new = [*chooser.new, *reuse.repeated]
-        return make_plan(
-            chooser.layout, reuse.modules, new, block_size=chooser.block_size, exact=exact
-        )
-
-    if not chooser.new and not reuse.repeated:
+    new = [*chooser.new, *reuse.repeated]
+    if not new:
         prompt = chooser.prompt
         raise pml_error(prompt.source, prompt.location, "the prompt has no tokens")
-    promoted = chooser.promoted(reuse) if promotes else None
-    return plan_of(reuse, None if promoted is None else plan_of(promoted))
+    chain = chooser.promoted(reuse) if promotes else None
+    return make_plan(chooser.layout, reuse.modules, new, block_size=chooser.block_size, chain=chain)
 
 
 def _place(

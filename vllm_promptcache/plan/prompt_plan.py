@@ -7,18 +7,21 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.pieces import pieces_of
-from vllm_promptcache.sequence.codec import ExactPlan, pack_plan
-from vllm_promptcache.sequence.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
-from vllm_promptcache.sequence.runs import merge_runs, subtract_runs
-from vllm_promptcache.sequence.sequence import (
-    Interleaving,
-    ModuleSpan,
-    Relocation,
-    Run,
-    SequencePlan,
+from vllm_promptcache.sequence.codec import (
+    PackedModule,
+    Plan,
+    pack_plan,
+    pack_recipe,
+    unpack_recipe,
 )
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run, count, merge_runs, subtract_runs
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
 
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
 
@@ -31,7 +34,7 @@ class PlannedModule:
         layout: The module.
         reused: Indexes of the kept tokens that are reused, ascending.
         num_attended: How many of them, on average over the prompt's modules, are computed again
-            because the prompt's end attends to them, see `core.repair.query_repair`.
+            because the prompt's end attends to them, see `core.repair`.
     """
 
     layout: ModuleLayout
@@ -51,12 +54,15 @@ class PlannedModule:
     @property
     def num_tokens(self) -> int:
         """How many of its kept tokens are reused."""
-        return sum(run.num_tokens for run in self.reused)
+        return count(self.reused)
 
     @property
     def span(self) -> ModuleSpan:
         """What the engine reads of it."""
-        return ModuleSpan(self.layout.key, self.layout.num_kept_tokens, self.reused)
+        layout = self.layout
+        return ModuleSpan(
+            layout.key, layout.num_kept_tokens, self.reused, layout.kept_position_runs
+        )
 
     @property
     def first_position(self) -> int:
@@ -70,13 +76,6 @@ class PlannedModule:
         if end == self.layout.num_kept_tokens:
             return self.layout.kept_position_runs[-1].end - 1
         return next(pieces_of(self.layout, [Run(end - 1, 1)])).start
-
-    @property
-    def placed(self) -> PlacedSpan:
-        """What the engine reads of it, and where that lies."""
-        return PlacedSpan(
-            self.span, tuple(placed_runs(self.layout.kept_position_runs, self.reused))
-        )
 
     def computed_again(self) -> Iterator[NewTokens]:
         """Its kept tokens that are not reused."""
@@ -119,28 +118,47 @@ class PromptPlan:
     """A prompt as it is laid out.
 
     Attributes:
-        schema: Name of its schema.
         modules: The root, then the imported cached modules in the order of the block table, and
             what else they were encoded behind, of which nothing is reused; empty for a `baseline`.
         new: Tokens that are computed, by position.
-        block_size: Tokens in a KV cache block, which the order of the prompt depends on.
-        sequence: The modules it reads and the positions of the tokens it computes.
-        prompt_token_ids: Full blocks of all modules, tail tokens of all modules, new tokens by
-            position; `[num_tokens]`. This is the order of the block table, not that of the text,
-            see `reading_order`.
-        packed: Value of `extra_args["prompt_modules"]`.
-        exact: The same prompt as it is once its combination of modules has been promoted, None if
+        block_size: Tokens in a KV cache block.
+        prompt_token_ids: All tokens in the order of reading, which is that of their positions:
+            decoded, they are the prompt's text; `[num_tokens]`.
+        request: What travels to the engine beside these tokens.
+        packed: The same as it travels: the value of `extra_args["prompt_modules"]`.
+        chain: Modules that may be read instead, once their combination has been promoted; None if
             that cannot be.
     """
 
-    schema: str
     modules: tuple[PlannedModule, ...]
     new: tuple[NewTokens, ...]
     block_size: int
-    sequence: SequencePlan
     prompt_token_ids: list[int]
+    request: Plan
     packed: bytes
-    exact: PromptPlan | None = None
+    chain: Chain | None = None
+
+    @property
+    def schema(self) -> str:
+        """Name of its schema."""
+        return self.request.schema
+
+    @property
+    def sequence(self) -> SequencePlan:
+        """The modules it reads and the positions of the tokens it computes (a new object)."""
+        return SequencePlan(self.request.spans, merge_runs(tokens.run for tokens in self.new))
+
+    @property
+    def module_prompt(self) -> ModulePrompt:
+        """The prompt as the engine has it (a new object)."""
+        return ModulePrompt.of(self.request, self.prompt_token_ids)
+
+    @property
+    def paths(self) -> dict[str, list[str]]:
+        """Paths of the modules that it reads, and of the links that may be read instead."""
+        links = () if self.chain is None else self.chain.modules
+        modules = [planned.layout.path for planned in self.modules if planned.reused]
+        return {"modules": modules, "links": [link.path for link in links]}
 
     @property
     def num_tokens(self) -> int:
@@ -150,26 +168,26 @@ class PromptPlan:
     @property
     def num_cached_tokens(self) -> int:
         """Tokens whose KV is read from modules."""
-        return self.sequence.num_cached_tokens
+        return sum(planned.num_tokens for planned in self.modules)
 
     @property
     def num_new_tokens(self) -> int:
         """Tokens that are computed."""
-        return self.sequence.num_new_tokens
+        return self.num_tokens - self.num_cached_tokens
 
     @property
     def next_position(self) -> int:
         """Position of the first generated token."""
-        return self.sequence.next_position
+        return self.new[-1].end
 
 
 def make_plan(
     layout: SchemaLayout,
-    modules: Sequence[PlannedModule],
+    modules: Iterable[PlannedModule],
     new: Iterable[NewTokens],
     *,
     block_size: int,
-    exact: PromptPlan | None = None,
+    chain: Chain | None = None,
 ) -> PromptPlan:
     """Puts a plan together.
 
@@ -178,32 +196,31 @@ def make_plan(
         modules: Cached modules of the prompt.
         new: All tokens that are computed, at least one, in any order.
         block_size: Tokens in a KV cache block.
-        exact: The plan that may take this one's place; see `PromptPlan.exact`.
+        chain: What may be promoted; see `PromptPlan.chain`.
     """
-    ordered = sorted(new, key=attrgetter("start"))
-    position_runs = merge_runs(tokens.run for tokens in ordered)
-    modules, interleaving = _interleaved(modules, position_runs, block_size)
-    reused = [planned for planned in modules if planned.num_tokens]
-    spans = tuple(planned.span for planned in reused)
-    sequence = SequencePlan(spans, position_runs, interleaving)
-    return PromptPlan(
+    modules = tuple(modules)
+    reused = [planned for planned in modules if planned.reused]
+    ordered = tuple(sorted(new, key=attrgetter("start")))
+    read = _by_position(ordered, reused)
+    attended = tuple(planned.num_attended for planned in reused)
+    links = [p.layout for p in modules if p.layout.policy in ("scaffold", "exact")]
+    request = Plan(
         schema=layout.name,
-        modules=tuple(modules),
-        new=tuple(ordered),
-        block_size=block_size,
-        sequence=sequence,
-        prompt_token_ids=_engine_order(reused, spans, ordered, block_size),
-        packed=pack_plan(
-            layout.name,
-            sequence,
-            _packed(layout, reused if exact is None else (*reused, *exact.modules)),
-            _relocations(reused),
-            layout.siblings,
-            None if exact is None else _pack_exact(exact),
-            _attended(reused),
-        ),
-        exact=exact,
+        positions=merge_runs(tokens.run for tokens in read),
+        spans=tuple(planned.span for planned in reused),
+        modules=tuple(_packed(layout, modules)),
+        links=_links(links if chain is None else chain.modules),
+        can_promote=chain is not None,
+        relocations=tuple(p.layout.relocation for p in reused if p.layout.relocation is not None),
+        siblings=layout.siblings,
+        attended=attended if any(attended) else (),
     )
+    token_ids = _token_ids(read)
+    return PromptPlan(modules, ordered, block_size, token_ids, request, pack_plan(request), chain)
+
+
+def _links(modules: Iterable[ModuleLayout]) -> tuple[ModuleSpan, ...]:
+    return tuple(PlannedModule.first(m, m.num_kept_tokens).span for m in modules)
 
 
 def num_attention_rows(modules: Iterable[PlannedModule], new: Iterable[NewTokens]) -> int:
@@ -218,52 +235,12 @@ def num_attention_rows(modules: Iterable[PlannedModule], new: Iterable[NewTokens
     return 1 + sum(run.start <= last for run in runs)
 
 
-def _attended(reused: Iterable[PlannedModule]) -> tuple[int, ...]:
-    counts = tuple(planned.num_attended for planned in reused)
-    return counts if any(counts) else ()
-
-
-def _interleaved(
-    modules: Sequence[PlannedModule], position_runs: Sequence[Run], block_size: int
-) -> tuple[Sequence[PlannedModule], Interleaving | None]:
-    """The modules, cut where new tokens stand between their own, and how both are put in order."""
-    last = max((planned.last_position for planned in modules if planned.reused), default=-1)
-    if position_runs[0].start > last:
-        return modules, None
-    placed = {id(planned): planned.placed for planned in modules if planned.reused}
-    inner = inner_runs(placed.values(), position_runs)
-    breaks = [run.start for run in inner]
-    placed = {key: found.cut(breaks) for key, found in placed.items()}
-    cut = [
-        replace(planned, reused=placed[id(planned)].span.runs) if planned.reused else planned
-        for planned in modules
-    ]
-    return cut, interleave(tuple(placed.values()), inner, block_size)
-
-
-def _pack_exact(plan: PromptPlan) -> ExactPlan:
-    paths = [planned.layout.path for planned in plan.modules]
-    return ExactPlan(plan.sequence, plan.prompt_token_ids, paths)
-
-
-def reading_order(plan: PromptPlan) -> list[int]:
-    """All tokens of a prompt by position, `[num_tokens]`: decoded, they are its text."""
-    return [token_id for tokens in _by_position(plan) for token_id in tokens.token_ids]
-
-
 def baseline(plan: PromptPlan) -> PromptPlan:
     """The same tokens at the same positions as one plain prefill: nothing is reused."""
-    new = _by_position(plan)
-    sequence = SequencePlan((), merge_runs(tokens.run for tokens in new))
-    return replace(
-        plan,
-        modules=(),
-        new=new,
-        sequence=sequence,
-        prompt_token_ids=_engine_order((), (), new, plan.block_size),
-        packed=pack_plan(plan.schema, sequence, ()),
-        exact=None,
-    )
+    new = tuple(_by_position(plan.new, plan.modules))
+    request = Plan(plan.schema, plan.request.positions, ())
+    packed = pack_plan(request)
+    return replace(plan, modules=(), new=new, request=request, packed=packed, chain=None)
 
 
 def repeated_tokens(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[NewTokens]:
@@ -278,49 +255,40 @@ def repeated_tokens(module: ModuleLayout, kept: Iterable[Run]) -> Iterator[NewTo
         yield NewTokens("repeated", module.path, token_ids, piece.start)
 
 
-def _by_position(plan: PromptPlan) -> tuple[NewTokens, ...]:
+def _by_position(new: Iterable[NewTokens], modules: Iterable[PlannedModule]) -> list[NewTokens]:
     """Everything in a prompt as if it were all computed."""
-    reused = (tokens for planned in plan.modules for tokens in _repeated(planned))
-    return tuple(sorted((*plan.new, *reused), key=attrgetter("start")))
+    reused = (tokens for p in modules for tokens in repeated_tokens(p.layout, p.reused))
+    return sorted((*new, *reused), key=attrgetter("start"))
 
 
-def _repeated(planned: PlannedModule) -> Iterator[NewTokens]:
-    return repeated_tokens(planned.layout, planned.reused)
+def _token_ids(read: Iterable[NewTokens]) -> list[int]:
+    token_ids: list[int] = []
+    for tokens in read:
+        token_ids += tokens.token_ids
+    return token_ids
 
 
-def _engine_order(
-    reused: Iterable[PlannedModule],
-    spans: Iterable[ModuleSpan],
-    new: Iterable[NewTokens],
-    block_size: int,
-) -> list[int]:
-    blocks: list[int] = []
-    tails: list[int] = []
-    for planned, span in zip(reused, spans, strict=True):
-        token_ids = planned.layout.kept_token_ids
-        for run in span.full_blocks(block_size):
-            blocks += token_ids[run.start * block_size : run.end * block_size]
-        for run in span.tails(block_size):
-            tails += token_ids[run.start : run.end]
-    blocks += tails
-    for tokens in new:
-        blocks += tokens.token_ids
-    return blocks
+def _packed(layout: SchemaLayout, modules: Iterable[PlannedModule]) -> Iterator[PackedModule]:
+    """Modules of the schema that are read, and what they are encoded behind, each once.
+
+    What the prompt does not read whole spans of travels with its tokens.
+    """
+    packed: dict[bytes, PackedModule] = {}
+    reads = {m.layout.index for m in modules if m.reused}
+    for planned in modules:
+        module = planned.layout
+        if not planned.reused or module.index >= layout.num_indexes:
+            continue
+        for index in (*module.dependencies, module.index):
+            found = layout.at(index)
+            if found.key not in packed or index in reads:
+                packed[found.key] = _pack(found, is_read=index in reads)
+    return iter(packed.values())
 
 
-def _packed(layout: SchemaLayout, reused: Iterable[PlannedModule]) -> list[tuple[bytes, bytes]]:
-    """Modules that are read and their contexts, contexts first, each once."""
-    packed: dict[bytes, bytes] = {}
-    modules = {planned.layout.index: planned.layout for planned in reused}
-    for module in modules.values():
-        for index in module.dependencies:
-            # Modules of a chain are none of the schema's.
-            context = layout.at(index) if index < layout.num_indexes else modules[index]
-            packed[context.key] = context.packed
-        packed[module.relocation.origin if module.relocation else module.key] = module.packed
-    return list(packed.items())
-
-
-def _relocations(reused: Iterable[PlannedModule]) -> list[Relocation]:
-    relocations = (planned.layout.relocation for planned in reused)
-    return [relocation for relocation in relocations if relocation is not None]
+def _pack(module: ModuleLayout, *, is_read: bool) -> PackedModule:
+    recipe = module.packed
+    if not is_read:
+        whole = msgspec.structs.replace(unpack_recipe(recipe), token_ids=module.token_ids)
+        recipe = pack_recipe(whole)
+    return PackedModule(module.key, len(module.token_ids), recipe)

@@ -12,7 +12,7 @@ from operator import attrgetter
 
 from vllm_promptcache.plan.prompt_plan import PlannedModule
 from vllm_promptcache.pml.ast import Repair
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 
 
 def repaired(modules: Sequence[PlannedModule], wanted: Repair | None) -> list[PlannedModule]:

@@ -12,8 +12,7 @@ from vllm_promptcache.plan.chain import Chain, ChainPolicy
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired
 from vllm_promptcache.pml.ast import Prompt
-from vllm_promptcache.sequence.runs import subtract_runs
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run, subtract_runs
 
 _CHAINED = ("scaffold", "exact")
 # Of the tokens that are reused, those that promotion may make a request compute again.
@@ -51,8 +50,8 @@ class ReuseChooser:
     new: Sequence[NewTokens]
     block_size: int
 
-    def promoted(self, reuse: Reuse) -> Reuse | None:
-        """The exact way to use the same modules, where that is worth an encode of all of them.
+    def promoted(self, reuse: Reuse) -> Chain | None:
+        """The same modules one behind the other, where that is worth an encode of all of them.
 
         It is not if it computes much more again than what was chosen, as with an argument in front
         of the modules.
@@ -60,10 +59,12 @@ class ReuseChooser:
         imported = {planned.layout.path for planned in reuse.modules if planned.reused}
         if len(imported) < 2 or any(m.layout.policy in _CHAINED for m in reuse.modules):
             return None
-        exact = self._exact()
-        num_more = _num_tokens(exact.repeated) - _num_tokens(reuse.repeated)
+        chain = self._chain(self.imported, "exact", self._exact_end)
+        num_linked = sum(link.num_kept_tokens for link in chain.modules)
+        num_repeated = sum(m.num_kept_tokens for m in self.imported) - num_linked
+        num_more = num_repeated - sum(len(tokens.token_ids) for tokens in reuse.repeated)
         num_reused = sum(planned.num_tokens for planned in reuse.modules)
-        return exact if exact.modules and num_more <= _MAX_SHARE_REPEATED * num_reused else None
+        return chain if num_linked and num_more <= _MAX_SHARE_REPEATED * num_reused else None
 
     def choose(self) -> Reuse:
         """Follows the prompt's policy, then its schema's.
@@ -98,12 +99,15 @@ class ReuseChooser:
 
     def _exact(self) -> Reuse:
         """Everything behind all that lies before it, up to the first token that is new."""
+        return self._chained(self.imported, "exact", self._exact_end)
+
+    @property
+    def _exact_end(self) -> int:
         uncached = (t for m in self.imported if not m.cached for t in _all_tokens(m))
         starts = (tokens.start for tokens in (*self.new, *uncached))
         ends = (m.kept_position_runs[-1].end for m in self.imported if m.kept_token_ids)
         # Where nothing is new, the last token is computed again for its logits.
-        end = min(starts, default=max(ends, default=0) - 1)
-        return self._chained(self.imported, "exact", end)
+        return min(starts, default=max(ends, default=0) - 1)
 
     def _jointly(self, scaffold: Collection[int]) -> Reuse:
         """The members of a scaffold behind each other, every other module by itself."""
@@ -124,12 +128,17 @@ class ReuseChooser:
         self, members: Sequence[ModuleLayout], policy: ChainPolicy, end: int | None = None
     ) -> Reuse:
         """Modules before `end` behind each other; what lies behind it is computed again."""
-        chain = Chain.of(self.layout, members, policy, block_size=self.block_size, end=end)
+        chain = self._chain(members, policy, end)
         used = defaultdict(list)
         for piece in chain.pieces:
             used[piece.module.path].append(piece.kept)
         repeated = [tokens for module in members for tokens in _without(module, used[module.path])]
         return Reuse([PlannedModule.first(m, m.num_kept_tokens) for m in chain.modules], repeated)
+
+    def _chain(
+        self, members: Sequence[ModuleLayout], policy: ChainPolicy, end: int | None
+    ) -> Chain:
+        return Chain.of(self.layout, members, policy, block_size=self.block_size, end=end)
 
     def _with_logits(self, reuse: Reuse) -> Reuse:
         """Takes out the last token if no other one is computed behind it: it has the logits."""
@@ -146,10 +155,6 @@ class ReuseChooser:
 def _without(module: ModuleLayout, used: Iterable[Run]) -> Iterator[NewTokens]:
     """The kept tokens of a module that are in none of some ascending runs."""
     return repeated_tokens(module, subtract_runs([Run(0, module.num_kept_tokens)], used))
-
-
-def _num_tokens(new: Iterable[NewTokens]) -> int:
-    return sum(len(tokens.token_ids) for tokens in new)
 
 
 def _all_tokens(module: ModuleLayout) -> Iterator[NewTokens]:

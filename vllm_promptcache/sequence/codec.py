@@ -1,25 +1,23 @@
 """Plans as bytes: what travels from the front end to the scheduler in `extra_args`.
 
-Modules are packed when a schema is compiled and unpacked only when one has to be encoded, so a warm
-request moves their bytes and nothing else.
+The tokens of a prompt travel once, as the tokens of the request, in the order of reading. So what a
+module is encoded from is packed without the tokens that prompts have of it: when a schema is
+compiled, not for each prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import msgspec
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.sequence import (
+from vllm_promptcache.sequence.runs import Run, count
+from vllm_promptcache.sequence.spans import (
     KEY_BYTES,
-    Interleaving,
     ModuleSpan,
-    ModuleSpec,
     Relocation,
-    Run,
     SequencePlan,
 )
 
@@ -28,48 +26,76 @@ T = TypeVar("T")
 PLAN_KEY = "prompt_modules"
 # Beside the plan: paths of the modules it reads, where the client wants to know about them.
 DETAIL_KEY = "prompt_module_paths"
-PLAN_VERSION = 6
 
 
-class ExactPlan(msgspec.Struct, frozen=True, array_like=True):
-    """The same prompt with its modules encoded behind each other, should they be resident.
+class Recipe(msgspec.Struct, frozen=True, array_like=True):
+    """What a module is encoded from.
 
     Attributes:
-        sequence: What it reads then, and where its new tokens lie.
-        token_ids: The prompt in the order of this sequence, `[num_tokens]`.
-        paths: Paths of the modules that it reads, in the order of the block table.
+        sequence: The context it is encoded behind, and the positions of its own tokens.
+        kept_runs: Indexes of its own tokens whose KV is kept (all but placeholders).
+        token_ids: Its own tokens; without those that are kept if a prompt has these.
     """
 
     sequence: SequencePlan
-    token_ids: list[int]
-    paths: list[str]
+    kept_runs: tuple[Run, ...]
+    token_ids: tuple[int, ...]
 
 
-class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
-    """A plan as it travels.
+class PackedModule(msgspec.Struct, frozen=True, array_like=True):
+    """A module that a plan names.
 
     Attributes:
-        version: Format of the plan; another version is refused.
+        key: Its key where its schema has it.
+        num_tokens: Its own tokens, placeholders included.
+        recipe: What it is encoded from, see `pack_recipe`.
+    """
+
+    key: bytes
+    num_tokens: int
+    recipe: bytes
+
+
+class Plan(msgspec.Struct, frozen=True, array_like=True):
+    """What is asked for a prompt, as it travels.
+
+    Attributes:
         schema: Name of the prompt's schema, for metrics.
-        sequence: What the request reads and where its new tokens lie.
-        modules: `(key, packed module)` of every module that `sequence` reads, and of their
-            contexts.
-        relocations: Modules that `sequence` reads at other places than where `modules` has them.
+        positions: Position ids of all tokens, in the order of reading (ascending).
+        spans: What is read of modules; everything else is computed.
+        modules: Modules that `spans` names and all that they are encoded behind, but for links.
+        links: Modules of a chain: each is encoded behind all before it, and holds tokens that the
+            prompt has at its positions.
+        can_promote: Whether the links may be read instead of `spans`, should they be resident.
+        relocations: Modules that `spans` reads at other places than where their schema has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
-        exact: What takes the place of `sequence` where it can.
-        attended: For each span of `sequence` how much it adds to the number of tokens that are
-            repaired by attention, see `core.repair.query_repair`; 0 if none of its are; empty
-            without.
+        attended: For each span how much it adds to the number of tokens that are repaired by
+            attention, see `core.repair`; 0 if none of its are; empty without.
     """
 
-    version: int
     schema: str
-    sequence: SequencePlan
-    modules: tuple[tuple[bytes, bytes], ...]
-    relocations: tuple[Relocation, ...]
-    siblings: bytes
-    exact: ExactPlan | None = None
+    positions: tuple[Run, ...]
+    spans: tuple[ModuleSpan, ...]
+    modules: tuple[PackedModule, ...] = ()
+    links: tuple[ModuleSpan, ...] = ()
+    can_promote: bool = False
+    relocations: tuple[Relocation, ...] = ()
+    siblings: bytes = b""
     attended: tuple[int, ...] = ()
+
+    @property
+    def sequence(self) -> SequencePlan:
+        """What the prompt reads and computes (a new object).
+
+        Raises:
+            PlanError: It contradicts itself.
+        """
+        return _sequence(self.spans, self.positions)
+
+    @property
+    def promoted(self) -> SequencePlan:
+        """The same where it reads the chain instead. Raises as `sequence`."""
+        return _sequence(self.links, self.positions)
 
     @property
     def sibling_keys(self) -> list[bytes]:
@@ -79,80 +105,65 @@ class PackedPlan(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_plan_decoder = msgspec.msgpack.Decoder(PackedPlan)
-_module_decoder = msgspec.msgpack.Decoder(ModuleSpec)
+_plan_decoder = msgspec.msgpack.Decoder(Plan)
+_recipe_decoder = msgspec.msgpack.Decoder(Recipe)
 
 
-def pack_module(spec: ModuleSpec) -> bytes:
-    """Returns `spec` as bytes for `unpack_module`."""
-    return _encoder.encode(spec)
+def pack_recipe(recipe: Recipe) -> bytes:
+    """Returns `recipe` as bytes for `unpack_recipe`."""
+    return _encoder.encode(recipe)
 
 
-def pack_plan(
-    schema: str,
-    sequence: SequencePlan,
-    modules: Sequence[tuple[bytes, bytes]],
-    relocations: Sequence[Relocation] = (),
-    siblings: bytes = b"",
-    exact: ExactPlan | None = None,
-    attended: tuple[int, ...] = (),
-) -> bytes:
+def pack_plan(plan: Plan) -> bytes:
     """Returns the value of `extra_args["prompt_modules"]` for a request."""
-    plan = PackedPlan(
-        version=PLAN_VERSION,
-        schema=schema,
-        sequence=sequence,
-        modules=tuple(modules),
-        relocations=tuple(relocations),
-        siblings=siblings,
-        exact=exact,
-        attended=attended,
-    )
     return _encoder.encode(plan)
 
 
-def unpack_plan(data: object, *, num_prompt_tokens: int) -> PackedPlan:
-    """Reads a plan and checks that it fits its request.
+def unpack_plan(data: object, *, num_prompt_tokens: int) -> Plan:
+    """Reads a plan and checks that it fits its request; `Plan.sequence` checks the rest.
 
     Args:
         data: The value of `extra_args["prompt_modules"]`.
         num_prompt_tokens: Length of the request's prompt in tokens.
 
     Raises:
-        PlanError: `data` is no plan, of another version, or contradicts the prompt.
+        PlanError: `data` is no plan, or contradicts the prompt.
     """
     plan = _decode(_plan_decoder, data)
-    _require(plan.version == PLAN_VERSION, f"version {plan.version}, expected {PLAN_VERSION}")
-    _check_layout(plan.sequence, num_prompt_tokens)
-    _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
-    packed = {key for key, _ in plan.modules}
-    origins = {relocation.origin for relocation in plan.relocations}
-    _require(origins <= packed, "the origin of a module is missing")
-    packed |= {relocation.key for relocation in plan.relocations}
-    _require(all(span.key in packed for span in plan.sequence.spans), "a module is missing")
+    _check_runs(plan.positions)
+    num_tokens = count(plan.positions)
+    _require(
+        num_tokens == num_prompt_tokens,
+        f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
+    )
+    for span in (*plan.spans, *plan.links):
+        _check_span(span)
+        _check_runs(span.positions)
+        _require(count(span.positions) == span.num_module_tokens, "a module's tokens lack places")
+    _check_names(plan)
     if plan.attended:
-        pairs = zip(plan.attended, plan.sequence.spans, strict=False)
-        _require(len(plan.attended) == len(plan.sequence.spans), "a repaired span is missing")
+        pairs = zip(plan.attended, plan.spans, strict=False)
+        _require(len(plan.attended) == len(plan.spans), "a repaired span is missing")
         _require(all(0 <= num <= span.num_tokens for num, span in pairs), "bad repaired tokens")
-    if plan.exact is not None:
-        _check_exact(plan.exact, packed, num_prompt_tokens)
     return plan
 
 
-def unpack_module(data: object, *, key: bytes) -> ModuleSpec:
-    """Reads a packed module.
+def unpack_recipe(data: object) -> Recipe:
+    """Reads a packed recipe.
 
     Raises:
-        PlanError: `data` is no module, or not the one called `key`.
+        PlanError: `data` is none.
     """
-    spec = _decode(_module_decoder, data)
-    _require(spec.key == key, "a packed module has another key than it is listed under")
-    _check_sequence(spec.sequence)
-    _check_runs(spec.kept_runs)
-    num_tokens = len(spec.token_ids)
-    _require(spec.sequence.num_new_tokens == num_tokens, "a module's tokens lack positions")
-    _require(bool(spec.kept_runs) and spec.kept_runs[-1].end <= num_tokens, "bad kept tokens")
-    return spec
+    recipe = _decode(_recipe_decoder, data)
+    sequence, num_given = recipe.sequence, len(recipe.token_ids)
+    for span in sequence.spans:
+        _check_span(span)
+    _check_runs(sequence.position_runs)
+    _check_runs(recipe.kept_runs)
+    num_tokens, num_kept = sequence.num_new_tokens, count(recipe.kept_runs)
+    _require(num_given in (num_tokens, num_tokens - num_kept), "a module's tokens lack positions")
+    _require(num_kept > 0 and recipe.kept_runs[-1].end <= num_tokens, "bad kept tokens")
+    return recipe
 
 
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: object) -> T:
@@ -164,50 +175,30 @@ def _decode(decoder: msgspec.msgpack.Decoder[T], data: object) -> T:
         raise PlanError(f"malformed prompt plan: {error}") from None
 
 
-def _check_layout(sequence: SequencePlan, num_prompt_tokens: int) -> None:
-    _check_sequence(sequence)
-    num_tokens = sequence.num_cached_tokens + sequence.num_new_tokens
-    _require(
-        num_tokens == num_prompt_tokens,
-        f"it lays out {num_tokens} tokens, the prompt has {num_prompt_tokens}",
-    )
+def _check_names(plan: Plan) -> None:
+    """Checks that whatever is read can be encoded."""
+    known = {module.key for module in plan.modules}
+    _require({found.origin for found in plan.relocations} <= known, "an origin is missing")
+    known.update(found.key for found in plan.relocations)
+    known.update(link.key for link in plan.links)
+    _require({span.key for span in plan.spans} <= known, "a module is missing")
+    _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
 
 
-def _check_exact(exact: ExactPlan, packed: Container[bytes], num_prompt_tokens: int) -> None:
-    _check_layout(exact.sequence, num_prompt_tokens)
-    _require(len(exact.token_ids) == num_prompt_tokens, "the exact prompt has another length")
-    _require(len(exact.paths) == len(exact.sequence.spans) > 0, "a path is missing")
-    _require(all(span.key in packed for span in exact.sequence.spans), "a module is missing")
-
-
-def _check_sequence(sequence: SequencePlan) -> None:
-    _check_spans(sequence.spans)
+def _sequence(spans: Sequence[ModuleSpan], positions: Sequence[Run]) -> SequencePlan:
+    sequence = SequencePlan.of(spans, positions)
+    # Tokens that two modules claim, or that are at no position of the prompt, would count twice.
+    _require(sequence.num_tokens == count(positions), "modules overlap")
     _require(bool(sequence.position_runs), "no token is to be computed")
-    _check_runs(sequence.position_runs)
-    if sequence.interleaving is not None:
-        _check_interleaving(sequence.interleaving, sequence.num_new_tokens)
+    end = max((span.end for span in spans), default=0)
+    _require(sequence.next_position > end, "no new token is the last")
+    return sequence
 
 
-def _check_interleaving(interleaving: Interleaving, num_new_tokens: int) -> None:
-    tails, new, groups = interleaving.tails, interleaving.new, interleaving.groups
-    filled = sorted((*tails, *new), key=attrgetter("start"))
-    _check_runs(filled)
-    num_tokens = sum(run.num_tokens for run in filled)
-    _require(bool(filled) and filled[-1].end == num_tokens, "private tokens have gaps")
-    sizes = [run.num_tokens for run in new], [group.num_tokens for group in groups]
-    _require(sizes[0] == sizes[1], "new tokens between modules lack places")
-    _require(interleaving.num_new_tokens < num_new_tokens, "no new token is the last")
-    seen = [0, *(group.num_visible for group in groups)]
-    num_blocks = sum(run.num_tokens for run in interleaving.blocks)
-    _require(sorted(seen) == seen and seen[-1] == num_blocks, "bad visible blocks")
-    _check_runs(sorted(interleaving.blocks, key=attrgetter("start")))
-
-
-def _check_spans(spans: Iterable[ModuleSpan]) -> None:
-    for span in spans:
-        _require(len(span.key) == KEY_BYTES and bool(span.runs), "bad module span")
-        _check_runs(span.runs)
-        _require(span.runs[-1].end <= span.num_module_tokens, "a span is longer than its module")
+def _check_span(span: ModuleSpan) -> None:
+    _require(len(span.key) == KEY_BYTES and bool(span.runs), "bad module span")
+    _check_runs(span.runs)
+    _require(span.runs[-1].end <= span.num_module_tokens, "a span is longer than its module")
 
 
 def _check_runs(runs: Iterable[Run]) -> None:

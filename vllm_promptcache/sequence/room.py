@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from vllm_promptcache.sequence.codec import PackedPlan, unpack_module
-from vllm_promptcache.sequence.sequence import KEY_BYTES, ModuleSpan, ModuleSpec, SequencePlan
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
+from vllm_promptcache.sequence.spec import ModuleSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +34,12 @@ class Way:
     @classmethod
     def of(cls, spec: ModuleSpec, block_size: int) -> Way:
         """The way of a module that has to be encoded."""
-        sequence = spec.sequence
-        num_tokens = sequence.num_cached_tokens + sequence.num_new_tokens
-        num_own = num_own_blocks(sequence, num_tokens, block_size)
-        return cls(-(-spec.num_kept_tokens // block_size), sequence, num_own)
+        table = BlockTable.of(spec.sequence, block_size)
+        num_own = table.num_own_blocks(spec.sequence.num_tokens)
+        return cls(-(-spec.num_kept_tokens // block_size), spec.sequence, num_own)
 
 
 WayOf = Callable[[bytes], Way]
-
-
-def num_own_blocks(sequence: SequencePlan, num_tokens: int, block_size: int) -> int:
-    """Blocks that a sequence of so many tokens takes beside those it maps by reference."""
-    num_shared = sum(span.num_full_blocks(block_size) for span in sequence.spans)
-    return -(-num_tokens // block_size) - num_shared
 
 
 def peak(spans: Iterable[ModuleSpan], num_own: int, way_of: WayOf) -> int:
@@ -106,55 +101,48 @@ def in_best_order(spans: Sequence[ModuleSpan], way_of: WayOf) -> list[ModuleSpan
     return sorted(spans, key=passing_blocks, reverse=True)
 
 
-def num_blocks_needed(
-    sequence: SequencePlan, num_tokens: int, way_of: WayOf, block_size: int
-) -> int:
+def num_blocks_needed(table: BlockTable, num_tokens: int, way_of: WayOf) -> int:
     """Blocks that a cache must have for a sequence of which nothing is resident.
 
     Args:
-        sequence: The sequence.
+        table: How the sequence lies in its blocks.
         num_tokens: Its length when it is admitted.
         way_of: Says how each module is encoded.
-        block_size: Tokens a block.
     """
-    num_own = num_own_blocks(sequence, num_tokens, block_size)
-    return peak(in_best_order(sequence.spans, way_of), num_own, way_of)
+    spans = table.sequence.spans
+    return peak(in_best_order(spans, way_of), table.num_own_blocks(num_tokens), way_of)
 
 
 def fits_surely(
-    sequence: SequencePlan, num_tokens: int, num_bytes: int, block_size: int, num_usable: int
+    prompt: ModulePrompt,
+    sequence: SequencePlan,
+    num_tokens: int,
+    *,
+    block_size: int,
+    num_usable: int,
 ) -> bool:
-    """Whether a cache has room for a sequence, whatever its modules are encoded behind.
+    """Whether a cache has room for a sequence, however its modules are encoded and it is laid out.
 
     Costs next to nothing, and is true wherever the cache is much larger than the prompt.
 
     Args:
+        prompt: Its prompt.
         sequence: The sequence.
         num_tokens: Its length when it is admitted.
-        num_bytes: Bytes of all packed modules: a token takes at least one, a module its key twice.
         block_size: Tokens a block.
         num_usable: Blocks of the cache.
     """
-    num_modules = num_bytes // (2 * KEY_BYTES)
+    read = sum(-(-span.num_module_tokens // block_size) for span in sequence.spans)
     # Each holds its tokens, or once more those it is encoded with, in blocks that it may not fill.
-    num_blocks = 2 * num_bytes // block_size + 3 * num_modules
-    return sequence.num_blocks(num_tokens, block_size) + num_blocks <= num_usable
+    encoded = 2 * prompt.num_module_tokens // block_size + 3 * prompt.num_modules
+    return read + -(-num_tokens // block_size) + encoded <= num_usable
 
 
-def num_blocks_of_plan(plan: PackedPlan, num_tokens: int, block_size: int, num_usable: int) -> int:
-    """As `num_blocks_needed`, for a plan as it travels; about, where the cache is large enough.
+def num_blocks_of_prompt(prompt: ModulePrompt, table: BlockTable, num_tokens: int) -> int:
+    """As `num_blocks_needed`, for a prompt by itself.
 
     Raises:
-        PlanError: A packed module is malformed.
+        PlanError: A recipe of its plan is malformed.
     """
-    modules, sequence = dict(plan.modules), plan.sequence
-    num_bytes = sum(map(len, modules.values()))
-    if fits_surely(sequence, num_tokens, num_bytes, block_size, num_usable):
-        return sequence.num_blocks(num_tokens, block_size)
-    origins = {found.key: found.origin for found in plan.relocations}
-
-    def way_of(key: bytes) -> Way:
-        key = origins.get(key, key)
-        return Way.of(unpack_module(modules.get(key), key=key), block_size)
-
-    return num_blocks_needed(sequence, num_tokens, cache(way_of), block_size)
+    way_of = cache(lambda key: Way.of(prompt.spec(prompt.origin(key)), table.block_size))
+    return num_blocks_needed(table, num_tokens, way_of)

@@ -13,8 +13,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKVConnectorMetadata
 
-from vllm_promptcache.sequence.private_order import AttentionRows
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.rows import AttentionRows
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.slots import SlotCopy, Slots
 from vllm_promptcache.store import StoredModule
 

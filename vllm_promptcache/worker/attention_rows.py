@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.sequence.private_order import AttentionRow, AttentionRows
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.slots import ranges
 
 Integers = npt.NDArray[np.int64]

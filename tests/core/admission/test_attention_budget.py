@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.core.plans import BLOCK_SIZE
+from tests.core.test_private_blocks import Residency
 from vllm_promptcache.core.admission.attention_budget import AttentionBudget
 from vllm_promptcache.core.residency import ModuleResidency
-
-from .plans import BLOCK_SIZE, raw_request
-from .test_private_order import NUM_TOKENS, SEQUENCE, Residency, packed
 
 MAX_ROWS = 8
 
@@ -94,7 +93,9 @@ class FakeScheduler:
 def budget(*, is_chunked: bool = True) -> AttentionBudget:
     return AttentionBudget(
         MAX_ROWS,
-        lambda request: SimpleNamespace(order=request) if request.groups else None,  # type: ignore
+        lambda request: (
+            SimpleNamespace(table=SimpleNamespace(inner=request)) if request.groups else None
+        ),  # type: ignore
         is_chunked=is_chunked,
     )
 
@@ -163,7 +164,7 @@ def test_nobody_passes_a_request_that_waits_for_rows() -> None:
 def test_too_many_rows_for_an_engine_without_chunks_end_the_request() -> None:
     engine = Residency()
     residency = ModuleResidency(engine.pool, BLOCK_SIZE, max_rows=2)
-    request = raw_request("1", NUM_TOKENS, packed(SEQUENCE))
+    request = Residency.request("1")
     residency.add(request)
     assert residency.rejected == {
         "1": "the prompt takes 3 rows of attention, the engine 2 (max_num_seqs), and chunked "
@@ -171,5 +172,5 @@ def test_too_many_rows_for_an_engine_without_chunks_end_the_request() -> None:
     }
     assert residency.get(request) is None
     enough = ModuleResidency(engine.pool, BLOCK_SIZE, max_rows=3)
-    enough.add(raw_request("1", NUM_TOKENS, packed(SEQUENCE)))
+    enough.add(Residency.request("1"))
     assert not enough.rejected

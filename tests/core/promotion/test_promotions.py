@@ -4,35 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.core import promotions
-from vllm_promptcache.core.request import ModularRequest
-from vllm_promptcache.sequence.codec import PLAN_KEY, ExactPlan, pack_module, pack_plan, unpack_plan
-from vllm_promptcache.sequence.sequence import Run, SequencePlan
-
-from .plans import BLOCK_SIZE, module, raw_request, span
-from .test_residency import Engine
+from tests.core.plans import module, placed, plan, planned_request, span
+from tests.core.test_residency import Engine
+from vllm_promptcache.core.promotion import promotions
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 A, B = module("a", 9), module("b", 6)
-EXACT_A = module("exact a", 9)
-EXACT_B = module("exact b", 6, context=(span(EXACT_A),))
+LINKS = placed([span(module("exact a", 9)), span(module("exact b", 6))])
+KEYS = [link.key for link in LINKS]
 NUM_TOKENS = 18
+# Blocks of 4: those of both modules, then their tails, then new tokens.
+ORDER = [*range(8), *range(9, 13), 8, 13, 14, *range(15, 18)]
+PLAN = plan(placed([span(A), span(B)]), (A, B), (Run(15, 3),), links=tuple(LINKS), can_promote=True)
 
 
-def user(request_id: str) -> Request:
+def user(request_id: str, links: list[ModuleSpan] = LINKS) -> Request:
     """A request of A and B that may be served exactly."""
-    new = (Run(1000, 3),)
-    specs = (A, B, EXACT_A, EXACT_B)
-    exact = SequencePlan((span(EXACT_A), span(EXACT_B)), new)
-    packed = pack_plan(
-        "schema",
-        SequencePlan((span(A), span(B)), new),
-        [(spec.key, pack_module(spec)) for spec in specs],
-        exact=ExactPlan(exact, list(range(NUM_TOKENS)), ["a", "b"]),
-    )
-    return raw_request(request_id, NUM_TOKENS, packed)
+    found = msgspec.structs.replace(PLAN, links=tuple(links))
+    return planned_request(request_id, found, range(NUM_TOKENS))
 
 
 def promoting_engine(**options: Any) -> Engine:
@@ -60,7 +55,7 @@ def promote(engine: Engine) -> list[Any]:
     """Lets an idle engine work; returns the modules that are encoded."""
     new = engine.residency.promote()
     engine.queue[:0] = new
-    encoded = [engine.residency.get(request).spec for request in new]
+    encoded = [engine.residency.get(request).spec.key for request in new]
     engine.run_encodes()
     return encoded
 
@@ -70,10 +65,11 @@ def test_a_combination_that_recurs_is_promoted() -> None:
     serve(engine, "1")
     assert promote(engine) == []
     serve(engine, "2")
-    assert promote(engine) == [EXACT_A, EXACT_B]
+    assert promote(engine) == KEYS
     assert promote(engine) == []
     third = serve(engine, "3")
-    assert third.prompt_token_ids == list(third.all_token_ids) == list(range(NUM_TOKENS))
+    assert third.prompt_token_ids == list(third.all_token_ids) == ORDER
+    assert engine.residency.promotions.is_ready(ModulePrompt.of(PLAN, range(NUM_TOKENS)), third)
     assert engine.residency.metrics.take().data["promoted"] == 1
     stats = engine.residency.store.stats
     assert (stats.num_promotions, stats.num_promoted_requests) == (1, 1)
@@ -88,7 +84,7 @@ def test_a_request_that_arrives_stops_a_promotion_which_goes_on_later() -> None:
     assert len(engine.residency.encodes.take_orphans()) == 1
     abort_encodes(engine)
     engine.queue.clear()
-    assert promote(engine) == [EXACT_A, EXACT_B]
+    assert promote(engine) == KEYS
 
 
 def test_what_does_not_fit_its_share_is_not_promoted() -> None:
@@ -114,31 +110,33 @@ def test_an_evicted_module_is_promoted_again() -> None:
     serve(engine, "1")
     serve(engine, "2")
     promote(engine)
-    engine.residency.store.evict(EXACT_A.key)
-    second = serve(engine, "4")
-    assert second.prompt_token_ids != list(range(NUM_TOKENS))
-    assert EXACT_A in promote(engine)
-    assert PLAN_KEY in second.sampling_params.extra_args
+    engine.residency.store.evict(KEYS[0])
+    before = engine.residency.store.stats.num_promoted_requests
+    fourth = serve(engine, "4")
+    assert engine.residency.store.stats.num_promoted_requests == before
+    assert KEYS[0] in promote(engine)
+    assert fourth.sampling_params.extra_args is None
+
+
+def test_parameters_that_requests_share_keep_the_plan() -> None:
+    """Of several samples of a prompt, whose parameters vLLM copies but for what is in them."""
+    engine, first, second = promoting_engine(), user("1"), user("2")
+    second.sampling_params = first.sampling_params
+    engine.add(first, second)
+    assert {"1", "2"} <= engine.residency.requests.keys()
+    assert first.sampling_params.extra_args is second.sampling_params.extra_args is None
 
 
 def test_those_that_wait_to_be_encoded_are_bounded_by_their_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = promoting_engine()
-    request, plan = (
-        user("user"),
-        unpack_plan(
-            user("user").sampling_params.extra_args[PLAN_KEY], num_prompt_tokens=NUM_TOKENS
-        ),
-    )
-    exact = ModularRequest.of(request, plan, plan.exact.sequence, BLOCK_SIZE)
-    size = promotions._num_tokens(exact)
-    assert size > NUM_TOKENS
-    monkeypatch.setattr(promotions, "MAX_NUM_CANDIDATE_TOKENS", 3 * size)
     found = engine.residency.promotions
     for number in range(20):
-        other = module(str(number), 6)
-        sequence = SequencePlan((span(EXACT_A), span(other)), (Run(1000, 3),))
-        for _ in range(2):
-            assert not found.is_ready(ModularRequest.of(request, plan, sequence, BLOCK_SIZE))
+        links = placed([span(module("exact a", 9)), span(module(str(number), 6))])
+        for turn in range(2):
+            engine.add(user(f"{number}-{turn}", links))
+        size = promotions._num_tokens(next(iter(found._candidates.values())))
+        assert size > NUM_TOKENS
+        monkeypatch.setattr(promotions, "MAX_NUM_CANDIDATE_TOKENS", 3 * size)
     assert len(found._candidates) == 3

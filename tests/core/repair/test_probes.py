@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import hashlib
 
+import msgspec
 import numpy as np
 import pytest
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_promptcache.core import repair_memory
-from vllm_promptcache.core.repair.query_repair import CHUNK_SIZE
+from tests.core.plans import plan, planned_request, span
+from tests.core.test_residency import Engine
+from vllm_promptcache.core.private_blocks import order_tokens
+from vllm_promptcache.core.repair import memory as repair_memory
+from vllm_promptcache.core.repair.attended import CHUNK_SIZE
 from vllm_promptcache.core.request import ModularRequest, ProbeRequest
-from vllm_promptcache.sequence.codec import pack_module, pack_plan
-from vllm_promptcache.sequence.sequence import ModuleSpec, Run, SequencePlan
-
-from .plans import raw_request, span
-from .test_residency import Engine
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.codec import Plan
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
+from vllm_promptcache.sequence.spec import ModuleSpec
 
 NUM_NEW = 3
 
 
-def placed(name: str, num_tokens: int, start: int) -> ModuleSpec:
+def at(name: str, num_tokens: int, start: int) -> ModuleSpec:
     """A module at some positions; its tokens are their positions."""
     return ModuleSpec(
         hashlib.sha256(name.encode()).digest(),
@@ -30,23 +35,27 @@ def placed(name: str, num_tokens: int, start: int) -> ModuleSpec:
     )
 
 
-A, B, C = placed("a", 9, 0), placed("b", 40, 20), placed("c", 17, 60)
+def placed_span(spec: ModuleSpec) -> ModuleSpan:
+    return msgspec.structs.replace(span(spec), positions=spec.sequence.position_runs)
+
+
+A, B, C = at("a", 9, 0), at("b", 40, 20), at("c", 17, 60)
 SPECS = (A, B, C)
-SEQUENCE = SequencePlan(tuple(span(spec) for spec in SPECS), (Run(1000, NUM_NEW),))
+SPANS = tuple(map(placed_span, SPECS))
+SEQUENCE = SequencePlan(SPANS, (Run(1000, NUM_NEW),))
 # In blocks of 4: full blocks of all, their tails, new tokens.
 ORDER = [*range(8), *range(20, 60), *range(60, 76), 8, 76, 1000, 1001, 1002]
 
 
+def planned(*more: int, attended: tuple[int, ...] = (0, 16, 4)) -> tuple[Plan, list[int]]:
+    """A plan of all modules of which about 20 tokens of two are to be repaired, and its tokens."""
+    found = plan(SPANS, SPECS, (Run(1000, NUM_NEW + len(more)),), attended=attended)
+    return found, [*sorted(ORDER), *more]
+
+
 def user(request_id: str, *more: int, attended: tuple[int, ...] = (0, 16, 4)) -> Request:
-    """A request of all modules of which about 20 tokens of two are to be repaired."""
-    sequence = SequencePlan(SEQUENCE.spans, (Run(1000, NUM_NEW + len(more)),))
-    packed = pack_plan(
-        "schema", sequence, [(s.key, pack_module(s)) for s in SPECS], attended=attended
-    )
-    request = raw_request(request_id, len(ORDER) + len(more), packed)
-    request.prompt_token_ids = [*ORDER, *more]
-    request._all_token_ids[:] = request.prompt_token_ids
-    return request
+    """A request with such a plan."""
+    return planned_request(request_id, *planned(*more, attended=attended))
 
 
 def prepare(engine: Engine) -> list[str]:
@@ -94,16 +103,16 @@ def test_the_most_attended_chunks_are_computed_in_their_place() -> None:
     engine = Engine(60)
     # In the second chunk of B; one of A would count most, but A has seen all there is.
     modular = probed(engine, 0, 1, 2, 40)
-    assert modular.span_numbers == [0, 1, 2]
+    assert modular.account.span_numbers == [0, 1, 2]
     runs = [one.runs for one in modular.sequence.spans]
     assert runs == [(Run(0, 9),), (Run(0, 16), Run(32, 8)), (Run(0, 17),)]
     assert modular.sequence.position_runs == (Run(36, CHUNK_SIZE), Run(1000, NUM_NEW))
     order = [*range(8), *range(20, 36), *range(52, 60), *range(60, 76), 8, 76]
     assert modular.request.prompt_token_ids == [*order, *range(36, 52), 1000, 1001, 1002]
     assert modular.request.all_token_ids[:3] == [0, 1, 2]
-    interleaving = modular.sequence.interleaving
-    assert interleaving.blocks == (Run(0, 6),)  # of A and the begin of B
-    assert [group.num_visible for group in interleaving.groups] == [6]
+    inner = modular.table.inner
+    assert inner.blocks == (Run(0, 6),)  # of A and the begin of B
+    assert [group.num_visible for group in inner.groups] == [6]
     assert not engine.residency.holds_back(modular.request)
     assert len(modular.request.block_hashes) == modular.request.num_tokens // 4
 
@@ -120,13 +129,13 @@ def test_a_later_turn_is_repaired_as_the_first_one() -> None:
     engine = Engine(60)
     first = probed(engine, 40)
     second, other = user("second", 7, 8), user("other", 7)
-    other.prompt_token_ids[-2] = 5
+    other.prompt_token_ids[-2] = 5  # of the text
     engine.add(second, other)
     repaired = engine.residency.get(second)
     assert repaired.sequence.spans == first.sequence.spans
     assert not engine.residency.holds_back(second)
     assert engine.residency.holds_back(other)
-    private = first.num_shared_blocks
+    private = first.table.num_shared_blocks
     assert second.block_hashes[private] == first.request.block_hashes[private]
 
 
@@ -176,7 +185,7 @@ def test_a_probe_that_is_preempted_and_runs_again_answers_then() -> None:
     engine.run_encodes()
     engine.residency.probes.answer({probe.request_id: attention(40)})
     assert prepare(engine) == []
-    assert engine.residency.get(request).span_numbers == [0, 1, 2]
+    assert engine.residency.get(request).account.span_numbers == [0, 1, 2]
 
 
 def test_those_that_wait_for_a_rejected_encode_are_rejected_by_way_of_the_probe() -> None:
@@ -189,9 +198,13 @@ def test_those_that_wait_for_a_rejected_encode_are_rejected_by_way_of_the_probe(
 
 def remembered(*new: int, attended: int = 16) -> ModularRequest:
     """A request as it is before it is repaired."""
-    found = ModularRequest(user(str(new), *new), SEQUENCE, {}, 4)
-    found.attended = (0, attended, 0)
-    return found
+    found, token_ids = planned(*new)
+    prompt = ModulePrompt.of(found, token_ids)
+    request = planned_request(str(new), found, token_ids)
+    made = ModularRequest(request, prompt, BlockTable.of(found.sequence, 4))
+    made.attended = (0, attended, 0)
+    order_tokens(made)
+    return made
 
 
 def test_few_prompts_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,9 @@
 
 import pytest
 
+from tests.core.plans import module, request, span
+from tests.core.test_residency import Engine
 from vllm_promptcache.steps.step import WorkerReport
-
-from .plans import module, request, span
-from .test_residency import Engine
 
 A, B = module("a", 9), module("b", 6)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.core.plans import module, request, span
+from tests.core.test_residency import Engine
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.sequence import Run
+from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.step import HostMove, WorkerReport
-
-from .plans import module, request, span
-from .test_residency import Engine
 
 A = module("a", 9)
 

@@ -172,7 +172,7 @@ class Admission:
             return
         self.blocked = request
         modular = self._requests.get(request.request_id)
-        if modular is not None and modular.has_waited:
+        if modular is not None and modular.account.has_waited:
             modular.was_disturbed = True
 
     def _unit(

@@ -79,6 +79,6 @@ class AttentionBudget:
     def _rows_of(self, request: Request) -> int:
         """Rows that the rest of a request takes, all in one step."""
         modular = self._get(request)
-        if modular is None or modular.order is None:
+        if modular is None or modular.table.inner is None:
             return 1
-        return modular.order.max_num_rows(request.num_computed_tokens)
+        return modular.table.inner.max_num_rows(request.num_computed_tokens)

@@ -41,12 +41,11 @@ class BlockDemand:
         Raises:
             PlanError: A packed module of its plan is malformed.
         """
-        sequence, size = modular.sequence, self.block_size
+        prompt, table, size = modular.prompt, modular.table, self.block_size
         num_usable = self.store.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
-        num_bytes = sum(map(len, modular.modules.values()))
-        if fits_surely(sequence, num_tokens, num_bytes, size, num_usable):
-            return sequence.num_blocks(num_tokens, size)
-        return num_blocks_needed(sequence, num_tokens, lambda key: self.encoded(modular, key), size)
+        if fits_surely(prompt, table.sequence, num_tokens, block_size=size, num_usable=num_usable):
+            return table.num_blocks(num_tokens)
+        return num_blocks_needed(table, num_tokens, lambda key: self.encoded(modular, key))
 
     def encoded(self, modular: ModularRequest, key: bytes) -> Way:
         """How a module of a plan becomes resident by an encode.
@@ -56,8 +55,7 @@ class BlockDemand:
         """
         store_key = modular.store_key(key)
         if (way := self._ways.get(store_key)) is None:
-            relocation = modular.relocations.get(key)
-            spec = modular.spec_of(key if relocation is None else relocation.origin)
+            spec = modular.prompt.spec(modular.prompt.origin(key))
             way = self._ways[store_key] = Way.of(spec, self.block_size)
         return way
 

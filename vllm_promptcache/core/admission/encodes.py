@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from vllm.v1.request import Request
 
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest, internal_request
-from vllm_promptcache.sequence.sequence import ModuleSpec
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.spec import ModuleSpec
 
 
 @dataclass(slots=True)
@@ -56,12 +57,11 @@ class Encodes:
         Raises:
             PlanError: The plan's packed module is malformed.
         """
-        spec = waiter.spec_of(key)
+        spec = waiter.prompt.spec(key)
         encode = EncodeRequest(
             self._make_request(waiter.request, spec),
-            spec.sequence,
-            waiter.modules,
-            self.block_size,
+            waiter.prompt,
+            BlockTable.of(spec.sequence, self.block_size),
             spec=spec,
             key=waiter.store_key(key),
             waiters={waiter.request_id},

@@ -8,7 +8,7 @@ from vllm_promptcache.core.admission.encodes import Encodes
 from vllm_promptcache.core.reports.metrics import ModuleMetrics
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
-from vllm_promptcache.sequence.sequence import Relocation
+from vllm_promptcache.sequence.spans import Relocation
 from vllm_promptcache.store import ModuleStore, Pins
 
 
@@ -47,7 +47,7 @@ class ModuleSupply:
         Raises:
             PlanError: The packed module is malformed.
         """
-        waiter.encoded_keys.add(waiter.store_key(key))
+        waiter.account.encoded_keys.add(waiter.store_key(key))
         return self.encodes.start(waiter, key)
 
     def _relocate(self, modular: ModularRequest, relocation: Relocation) -> EncodeRequest | None:
@@ -58,10 +58,10 @@ class ModuleSupply:
         if self.store.lookup(origin_key) is None:
             encode = self.provide(modular, relocation.origin)
             if encode is not None:
-                modular.encoded_keys.add(key)
+                modular.account.encoded_keys.add(key)
         origin = self.store.lookup(origin_key)
         if origin is not None:
-            kept = modular.spec_of(relocation.origin).kept_position_runs
+            kept = modular.prompt.spec(relocation.origin).kept_position_runs
             self.tiers.relocate(origin, key, kept, relocation.shift)
         return encode
 

@@ -10,7 +10,7 @@ from itertools import takewhile
 from vllm_promptcache.core.admission.demand import BlockDemand, is_running
 from vllm_promptcache.core.request import InternalRequest, ModularRequest
 from vllm_promptcache.sequence.room import WayOf, at_once, in_best_order, peak
-from vllm_promptcache.sequence.sequence import ModuleSpan
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 
 @dataclass(frozen=True, slots=True)

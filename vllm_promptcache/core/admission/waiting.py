@@ -85,7 +85,7 @@ class WaitingRequests:
 
     def _too_large(self, modular: ModularRequest, num_needed: int) -> str:
         num_tokens, size = modular.request.num_tokens, self._block_size
-        is_for_encodes = num_needed > modular.sequence.num_blocks(num_tokens, size)
+        is_for_encodes = num_needed > modular.table.num_blocks(num_tokens)
         return (
             f"{num_tokens} tokens with their modules need {num_needed} KV cache blocks of "
             f"{size} tokens{' while these are encoded' if is_for_encodes else ''}, the cache has "
@@ -177,7 +177,7 @@ class WaitingRequests:
         for number, span in enumerate(near.spans):
             key = modular.store_key(span.key)
             if not self._store.pin(modular.request_id, key):
-                modular.has_waited = True
+                modular.account.has_waited = True
                 new += self._provide(modular, span.key, is_serial=near.is_serial)
             if not self._store.pin(modular.request_id, key) and near.is_serial:
                 for later in near.spans[number + 1 :]:

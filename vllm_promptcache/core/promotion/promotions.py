@@ -7,14 +7,15 @@ read those modules instead, and equal a plain prefill.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from vllm.v1.request import Request
 
-from vllm_promptcache.compat.requests import reorder_prompt
+from vllm_promptcache.compat.requests import adapter_of
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
-from vllm_promptcache.sequence.codec import PackedPlan
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.store import ModuleStore
 from vllm_promptcache.store.bounded import forget_oldest, forget_oldest_of_size
 
@@ -27,93 +28,99 @@ MAX_NUM_CANDIDATE_TOKENS = 1 << 20
 _PACKED_TOKEN_BYTES = 3
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """A combination of modules that may be promoted, and the request that asked for it last."""
+
+    prompt: ModulePrompt
+    request: Request
+
+    @property
+    def adapter(self) -> bytes:
+        """What stands in keys for the weights that the request runs with."""
+        return adapter_of(self.request)
+
+    @property
+    def keys(self) -> list[bytes]:
+        """Keys in the store of the links."""
+        return [link.key + self.adapter for link in self.prompt.plan.links]
+
+    def promoted(self, block_size: int) -> ModularRequest:
+        """The request as one that reads the links (a new object)."""
+        table = BlockTable.of(self.prompt.plan.promoted, block_size)
+        return ModularRequest(self.request, self.prompt, table)
+
+
 class Promotions:
     """Says which requests are served exactly, and what is to be encoded for that.
 
-    A combination is named by the last module of its chain, whose key covers all before it. What is
-    kept of it is the request that asked for it, with the chain as its sequence.
+    A combination is named by the last link of its chain, whose key covers all before it.
 
     Args:
         store: The resident modules.
         tiers: Where others may be.
+        block_size: Tokens a block.
         after: Requests of a combination after which it is promoted; 0 for never.
         max_blocks: Blocks that promoted modules may hold together.
     """
 
     def __init__(
-        self, store: ModuleStore, tiers: ModuleTiers, *, after: int, max_blocks: int
+        self,
+        store: ModuleStore,
+        tiers: ModuleTiers,
+        *,
+        block_size: int,
+        after: int,
+        max_blocks: int,
     ) -> None:
         self._store = store
         self._tiers = tiers
+        self._block_size = block_size
         self._after = after
         self._max_blocks = max_blocks
         # Ordered by time, the oldest first.
         self._counts: dict[bytes, int] = {}
-        self._candidates: dict[bytes, ModularRequest] = {}
+        self._candidates: dict[bytes, Candidate] = {}
         self._promoted: set[bytes] = set()
+        self._last: Candidate | None = None
         self._current: ModularRequest | None = None
 
-    def exact(
-        self,
-        request: Request,
-        plan: PackedPlan,
-        block_size: int,
-        fits: Callable[[ModularRequest], bool],
-    ) -> ModularRequest | None:
-        """Returns the state of a request that can be served exactly at once, else None.
-
-        Mutates the request: its tokens are then in the order of the exact sequence.
-
-        Args:
-            request: A new request.
-            plan: Its plan.
-            block_size: Tokens a block.
-            fits: Whether the pool can hold a request, should its modules be gone again.
-        """
-        if plan.exact is None:
-            return None
-        exact = ModularRequest.of(request, plan, plan.exact.sequence, block_size)
-        if not fits(exact) or not self.is_ready(exact):
-            return None
-        exact.exact_paths = plan.exact.paths
-        reorder_prompt(request, plan.exact.token_ids)
-        return exact
-
-    def is_ready(self, exact: ModularRequest) -> bool:
+    def is_ready(self, prompt: ModulePrompt, request: Request) -> bool:
         """Whether a request can be served exactly at once; if not, takes note that it came.
 
         Args:
-            exact: The request as it is with the chain for its sequence.
+            prompt: Its prompt, with a chain that may be promoted.
+            request: The request.
         """
-        if not self._missing(exact):
-            self._store.stats.num_promoted_requests += 1
+        if not self._missing(prompt, adapter := adapter_of(request)):
             return True
-        name = _name(exact)
+        name = prompt.plan.links[-1].key + adapter
         self._counts[name] = count = self._counts.pop(name, 0) + 1
         forget_oldest(self._counts, MAX_NUM_COUNTED)
         if 0 < self._after <= count:
             self._candidates.pop(name, None)
-            self._candidates[name] = exact
+            self._candidates[name] = Candidate(prompt, request)
             forget_oldest(self._candidates, MAX_NUM_CANDIDATES)
             forget_oldest_of_size(self._candidates, MAX_NUM_CANDIDATE_TOKENS, _num_tokens)
         return False
 
     def next(self) -> tuple[ModularRequest, bytes] | None:
-        """Returns the request to encode for now, and the last module that it lacks.
+        """Returns the request to encode for now, and the last link that it lacks.
 
-        The modules before that one are its contexts, so that they are encoded along with it. The
+        The links before that one are its contexts, so that they are encoded along with it. The
         newest candidate comes first: its request may be followed by more of a conversation.
         """
-        last, self._current = self._current, None
+        last = self._last if self.interrupt() is not None else None
         while self._candidates:
-            name, exact = self._candidates.popitem()
-            missing = self._missing(exact)
-            self._store.stats.num_promotions += exact is last and not missing
-            # One that was not interrupted and lacks modules all the same does not fit.
-            if missing and exact is not last and self._has_room(exact):
-                self._promoted.update(key for _, key in exact.span_keys())
-                self._candidates[name] = self._current = exact
-                return exact, missing[-1]
+            name, found = self._candidates.popitem()
+            missing = self._missing(found.prompt, found.adapter)
+            self._store.stats.num_promotions += found is last and not missing
+            # One that was not interrupted and lacks links all the same does not fit.
+            if missing and found is not last and self._has_room(found):
+                self._promoted.update(found.keys)
+                self._candidates[name] = self._last = found
+                self._current = found.promoted(self._block_size)
+                return self._current, missing[-1]
         return None
 
     def interrupt(self) -> ModularRequest | None:
@@ -121,26 +128,24 @@ class Promotions:
         current, self._current = self._current, None
         return current
 
-    def _missing(self, exact: ModularRequest) -> list[bytes]:
-        """Keys of the plan's modules that would have to be encoded."""
+    def _missing(self, prompt: ModulePrompt, adapter: bytes) -> list[bytes]:
+        """Keys of the plan's links that would have to be encoded."""
         store, host = self._store, self._tiers.host
-        keys = exact.span_keys()
-        return [span.key for span, key in keys if store.lookup(key) is None and key not in host]
+        keys = ((link.key, link.key + adapter) for link in prompt.plan.links)
+        return [key for key, own in keys if store.lookup(own) is None and own not in host]
 
-    def _has_room(self, exact: ModularRequest) -> bool:
-        keys = {key for _, key in exact.span_keys()}
+    def _has_room(self, candidate: Candidate) -> bool:
+        keys = set(candidate.keys)
         held = [module for key in self._promoted if (module := self._store.lookup(key))]
         self._promoted = {module.key for module in held}
         num_held = sum(len(module.blocks) for module in held if module.key not in keys)
-        size = exact.block_size
-        num_needed = sum(-(-span.num_module_tokens // size) for span, _ in exact.span_keys())
+        links = candidate.prompt.plan.links
+        num_needed = sum(-(-link.num_module_tokens // self._block_size) for link in links)
         return num_held + num_needed <= self._max_blocks
 
 
-def _name(exact: ModularRequest) -> bytes:
-    return exact.span_keys()[-1][1]
-
-
-def _num_tokens(exact: ModularRequest) -> int:
+def _num_tokens(candidate: Candidate) -> int:
     """Tokens that a candidate keeps in memory, about."""
-    return exact.request.num_tokens + sum(map(len, exact.modules.values())) // _PACKED_TOKEN_BYTES
+    plan = candidate.prompt.plan
+    num_packed = sum(len(module.recipe) for module in plan.modules)
+    return candidate.request.num_tokens + num_packed // _PACKED_TOKEN_BYTES

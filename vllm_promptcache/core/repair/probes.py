@@ -6,13 +6,18 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vllm_promptcache.compat.requests import reorder_prompt, set_block_hasher
-from vllm_promptcache.core.private_blocks import PrivateBlockHasher
-from vllm_promptcache.core.repair.query_repair import Attention, Chosen, most_attended, repair
-from vllm_promptcache.core.repair.repair_memory import RepairMemory
+from vllm_promptcache.core.private_blocks import hash_private_blocks, order_tokens
+from vllm_promptcache.core.repair.attended import (
+    Attention,
+    Chosen,
+    most_attended,
+    spans_without,
+)
+from vllm_promptcache.core.repair.memory import RepairMemory
 from vllm_promptcache.core.request import ModularRequest, ProbeRequest, internal_request
-from vllm_promptcache.errors import PlanError
 from vllm_promptcache.log import module_logger
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.spans import SequencePlan
 
 logger = module_logger(__name__)
 
@@ -50,13 +55,11 @@ class Probes:
                 list(asker.request.prompt_token_ids or ()),
                 asker.request,
             ),
-            asker.sequence,
-            asker.modules,
-            asker.block_size,
-            relocations=asker.relocations,
+            asker.prompt,
+            asker.table,
+            # What the probe waits for, and is encoded for it, is told of the other one.
+            asker.account,
             asker=asker,
-            # What is encoded for the probe is encoded for the other one.
-            encoded_keys=asker.encoded_keys,
         )
         self._by_asker[asker.request_id] = probe
         return probe
@@ -70,13 +73,12 @@ class Probes:
         for asker_id, probe in list(self._by_asker.items()):
             if (found := attention.get(probe.request_id)) is not None:
                 del self._by_asker[asker_id]
-                chosen = most_attended(probe.asker, found[: probe.sequence.num_cached_tokens])
+                chosen = most_attended(probe.asker, found[: probe.table.num_cached_tokens])
                 self.memory.add(probe.asker, chosen)
                 self._repair(probe.asker, chosen)
 
     def end(self, probe: ProbeRequest) -> None:
         """A probe has ended, in whatever way; its answer may come later in the same step."""
-        probe.asker.has_waited |= probe.has_waited
         if self._by_asker.get(probe.asker.request_id) is probe:
             self._ended.add(probe.asker.request_id)
 
@@ -98,24 +100,25 @@ class Probes:
         return orphans
 
     def _repair(self, asker: ModularRequest, chosen: Chosen) -> None:
-        try:
-            repaired = repair(asker, chosen)
-        except PlanError as error:
-            self._leave_as_it_is(asker, str(error))
-            return
-        num_tokens = asker.request.num_tokens
-        if repaired.sequence.num_blocks(num_tokens, asker.block_size) > self.max_blocks:
+        spans = spans_without(asker, chosen)
+        sequence = SequencePlan.of(spans.values(), asker.prompt.plan.positions)
+        table = BlockTable.of(sequence, asker.table.block_size)
+        if table.num_blocks(asker.request.num_tokens) > self.max_blocks:
             self._leave_as_it_is(asker, "it would not fit the KV cache")
             return
-        num_rows = repaired.sequence.num_attention_rows
+        num_rows = table.num_attention_rows
         if self.max_rows is not None and num_rows > self.max_rows:
             self._leave_as_it_is(asker, f"it would take {num_rows} rows of attention")
             return
-        asker.follow(repaired.sequence, repaired.span_numbers)
-        reorder_prompt(asker.request, repaired.token_ids)
-        set_block_hasher(asker.request, PrivateBlockHasher(asker))
+        self._follow(asker, table, list(spans))
 
     def _leave_as_it_is(self, asker: ModularRequest, reason: str) -> None:
-        asker.attended = ()
-        set_block_hasher(asker.request, PrivateBlockHasher(asker))
+        self._follow(asker, asker.table)
         logger.warning_once("A prompt is not repaired by attention: %s", reason)
+
+    def _follow(
+        self, asker: ModularRequest, table: BlockTable, span_numbers: list[int] | None = None
+    ) -> None:
+        asker.table, asker.attended, asker.account.span_numbers = table, (), span_numbers
+        order_tokens(asker)
+        hash_private_blocks(asker)

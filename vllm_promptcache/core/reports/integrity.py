@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_promptcache.compat.block_pool import MODULE_HASH_PREFIX
+from vllm_promptcache.core.mapping import shared_blocks
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.store import PIN_OWNER
+from vllm_promptcache.store import PIN_OWNER, StoredModule
 
 
 def check_integrity(scheduler: Scheduler, residency: ModuleResidency) -> None:
@@ -66,25 +68,24 @@ def _check_requests(scheduler: Scheduler, residency: ModuleResidency) -> None:
         if modular is None:
             continue
         blocks = manager.get_blocks(request.request_id).blocks[0]
-        shared, own = blocks[: modular.num_shared_blocks], blocks[modular.num_shared_blocks :]
-        expected = [
-            pair
-            for span, module in modular.mapped or ()
-            for blocks in span.full_blocks(scheduler.block_size)
-            for pair in list(zip(module.blocks, module.hashes, strict=True))[
-                blocks.start : blocks.end
-            ]
-        ]
-        assert len(shared) == len(expected), "a mapped block is missing"
-        for block, (mapped, block_hash) in zip(shared, expected, strict=True):
+        num_shared, expected = modular.table.num_shared_blocks, shared_blocks(modular)
+        hashes = dict(pair for _, module in modular.mapped or () for pair in _hashes(module))
+        assert len(expected) == num_shared, "a mapped block is missing"
+        for block, mapped in zip(blocks, expected, strict=False):
             # No hash: the module lost its tail, which nobody holds, and was forgotten.
             assert block is mapped, "a mapped block was exchanged"
-            assert block.block_hash in (None, block_hash), "a mapped block changed hands"
+            expected_hash = hashes[block.block_id]
+            assert block.block_hash in (None, expected_hash), "a mapped block changed hands"
+        own = blocks[num_shared:]
         _check_private(modular, own)
     for modular in residency.requests.values():
         assert modular.request_id in scheduler.requests, "a request was forgotten"
         if isinstance(modular, EncodeRequest):
             assert modular.key in residency.encodes, "an encode was forgotten"
+
+
+def _hashes(module: StoredModule) -> Iterator[tuple[int, bytes]]:
+    return zip(module.block_ids, module.hashes, strict=True)
 
 
 def _check_private(modular: ModularRequest, blocks: list[KVCacheBlock]) -> None:

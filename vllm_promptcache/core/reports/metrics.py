@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
 
+from vllm_promptcache.core.reports.usage import num_encoded_tokens
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.store import ModuleStore, StoredModule
 from vllm_promptcache.tracing import trace_work
@@ -68,25 +69,26 @@ class ModuleMetrics:
     def admitted(self, modular: ModularRequest) -> None:
         """A request was admitted with all its modules."""
         keys = {key for _, key in modular.span_keys()}
-        num_missed = len(keys & modular.encoded_keys)
-        self._add("misses", {modular.schema: num_missed})
-        self._add("hits", {modular.schema: len(keys) - num_missed})
-        sequence = modular.sequence
-        self._add("tokens_reused", sequence.num_cached_tokens - modular.num_encoded_tokens)
+        account = modular.account
+        num_missed = len(keys & account.encoded_keys)
+        self._add("misses", {account.schema: num_missed})
+        self._add("hits", {account.schema: len(keys) - num_missed})
+        num_cached = modular.table.num_cached_tokens
+        self._add("tokens_reused", num_cached - num_encoded_tokens(modular))
         self._add("tokens_copied", modular.num_copied_tokens)
         # After a preemption, with what the request has generated so far.
-        num_after_modules = modular.request.num_tokens - sequence.num_cached_tokens
+        num_after_modules = modular.request.num_tokens - num_cached
         self._add("tokens_computed", num_after_modules - modular.num_private_hit_tokens)
-        if modular.exact_paths is not None:
+        if account.is_promoted:
             self._add("promoted", 1)
-        if modular.has_waited:
-            seconds = time.monotonic() - modular.since
+        if account.has_waited:
+            seconds = time.monotonic() - account.since
             self._add("wait_seconds", [seconds])
             trace_work("wait", modular.request, seconds, modules=num_missed)
 
     def encoded(self, encode: EncodeRequest) -> None:
         """An encode has ended and its module is resident."""
-        num_tokens, seconds = encode.spec.num_kept_tokens, time.monotonic() - encode.since
+        num_tokens, seconds = encode.spec.num_kept_tokens, time.monotonic() - encode.account.since
         self._add("tokens_encoded", num_tokens)
         self._add("encode_seconds", [seconds])
         trace_work("encode", encode.request, seconds, tokens=num_tokens)

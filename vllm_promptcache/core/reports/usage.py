@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_promptcache.core.request import ModularRequest
-from vllm_promptcache.sequence.codec import DETAIL_KEY
+
+
+def num_encoded_tokens(modular: ModularRequest) -> int:
+    """Tokens it reads of modules that were encoded for it."""
+    encoded = modular.account.encoded_keys
+    return sum(span.num_tokens for span, key in modular.span_keys() if key in encoded)
 
 
 def uncount_encoded(modular: ModularRequest) -> None:
@@ -13,8 +18,7 @@ def uncount_encoded(modular: ModularRequest) -> None:
 
     Mutates the `prefill_stats` of vLLM's request, from which `usage` is made.
     """
-    stats = modular.request.prefill_stats
-    num_encoded = modular.num_encoded_tokens
+    stats, num_encoded = modular.request.prefill_stats, num_encoded_tokens(modular)
     if stats is None or num_encoded == 0 or modular.request.num_preemptions:
         return
     num_external = min(stats.num_external_cached_tokens, stats.num_cached_tokens - num_encoded)
@@ -27,19 +31,16 @@ def uncount_encoded(modular: ModularRequest) -> None:
 
 def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
     """The modules of a request whose client asked for them: path, tokens, hit or encoded."""
-    params = modular.request.sampling_params
-    paths = ((params and params.extra_args) or {}).get(DETAIL_KEY)
+    account, paths = modular.account, modular.account.paths
     if paths is None:
         return None
-    if modular.exact_paths is not None:
-        paths = modular.exact_paths
-    elif modular.span_numbers is not None:
-        paths = [paths[number] for number in modular.span_numbers]
+    if account.span_numbers is not None:
+        paths = [paths[number] for number in account.span_numbers]
     return [
         {
             "path": path,
             "tokens": span.num_tokens,
-            "status": "encoded" if key in modular.encoded_keys else "hit",
+            "status": "encoded" if key in account.encoded_keys else "hit",
         }
         for path, (span, key) in zip(paths, modular.span_keys(), strict=True)
     ]

@@ -10,7 +10,8 @@ from vllm_promptcache.compat.block_pool import before_allocation, has_empty_bloc
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.sequence import Relocation, Run
+from vllm_promptcache.sequence.runs import Run
+from vllm_promptcache.sequence.spans import Relocation
 from vllm_promptcache.steps.step import WorkerReport
 from vllm_promptcache.store import (
     DiskTier,
@@ -96,7 +97,7 @@ class ModuleTiers:
 
     def relocation_of(self, modular: ModularRequest, key: bytes) -> Relocation | None:
         """How to make a module of a plan from one at another place; None if it is encoded there."""
-        return None if self.can_relocate is False else modular.relocations.get(key)
+        return None if self.can_relocate is False else modular.prompt.relocations.get(key)
 
     def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> None:
         """Makes a module of one at another place (2-pml: relocation).

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from cachetools import LRUCache
 
-from vllm_promptcache.core.repair.query_repair import Chosen
+from vllm_promptcache.core.repair.attended import Chosen
 from vllm_promptcache.core.request import ModularRequest
 
 MAX_BYTES = 16 << 20
@@ -74,7 +74,7 @@ class RepairMemory:
         known = [begin for begin in prompts.chosen if text.startswith(begin)]
         if not known:
             return None
-        num_cached = modular.sequence.num_cached_tokens
+        num_cached = modular.table.num_cached_tokens
         bits = prompts.chosen[max(known, key=len)]
         return np.unpackbits(bits, count=num_cached).astype(np.bool_)
 
@@ -95,5 +95,5 @@ def _modules(modular: ModularRequest) -> bytes:
 
 
 def _text(modular: ModularRequest) -> bytes:
-    token_ids = (modular.request.prompt_token_ids or ())[modular.sequence.num_cached_tokens :]
+    token_ids = (modular.request.prompt_token_ids or ())[modular.table.num_cached_tokens :]
     return np.array(token_ids, dtype=np.int32).tobytes()

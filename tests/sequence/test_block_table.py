@@ -1,4 +1,4 @@
-"""New tokens between those of modules see what lies before them, against lists of positions."""
+"""The order of a sequence in its blocks, against lists of positions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ import pytest
 
 from tests.plan.planning import Prompts
 from vllm_promptcache.plan import PromptPlan
+from vllm_promptcache.sequence.block_table import BlockTable, Part
 from vllm_promptcache.sequence.codec import unpack_plan
-from vllm_promptcache.sequence.interleaving import PlacedSpan, inner_runs, interleave, placed_runs
-from vllm_promptcache.sequence.runs import merge_runs
-from vllm_promptcache.sequence.sequence import (
-    KEY_BYTES,
-    InnerTokens,
-    Interleaving,
-    ModuleSpan,
-    Run,
-    SequencePlan,
-)
+from vllm_promptcache.sequence.offsets import IndexOffsets
+from vllm_promptcache.sequence.placed_tokens import PlacedTokens
+from vllm_promptcache.sequence.rows import InnerGroup
+from vllm_promptcache.sequence.runs import Run, locate, merge_runs
+from vllm_promptcache.sequence.spans import KEY_BYTES, ModuleSpan, SequencePlan
 
 NUM_CASES = 300
 
@@ -45,7 +41,7 @@ class Case:
         new: Positions of the new tokens.
     """
 
-    spans: list[PlacedSpan]
+    spans: list[ModuleSpan]
     kept: list[list[int]]
     new: list[int]
 
@@ -72,10 +68,19 @@ class Case:
                 if is_new or (not is_read and rng.random() < new_share):
                     new.append(position)
             end += length + rng.choice([0, 0, 1, 3])
+        new.append(end)
         numbers = [number for number in range(num_modules) if read[number]]
         rng.shuffle(numbers)
-        spans = [placed_span(number, kept[number], read[number]) for number in numbers]
+        spans = [module_span(number, kept[number], read[number]) for number in numbers]
         return cls(spans, [kept[number] for number in numbers], new)
+
+    @property
+    def sequence(self) -> SequencePlan:
+        """What the engine is told of it."""
+        read = [p for number in range(len(self.spans)) for p in self.positions(number)]
+        found = SequencePlan.of(self.spans, runs_of(sorted({*read, *self.new})))
+        assert integers(found.position_runs) == self.new
+        return found
 
     @property
     def inner(self) -> list[int]:
@@ -85,91 +90,99 @@ class Case:
 
     def positions(self, number: int) -> list[int]:
         """Where the tokens lie that are read of a module."""
-        return [self.kept[number][index] for index in integers(self.spans[number].span.runs)]
+        return [self.kept[number][index] for index in integers(self.spans[number].runs)]
 
-    def placed(self, block_size: int) -> Placed:
+    def laid_out(self, block_size: int) -> LaidOut:
         """How they are put in order."""
-        inner = inner_runs(self.spans, runs_of(self.new))
-        cut = [span.cut([run.start for run in inner]) for span in self.spans]
-        found = interleave(cut, inner, block_size)
-        return Placed([c.span for c in cut], self.kept, self.inner, found, block_size)
+        return LaidOut(BlockTable.of(self.sequence, block_size), self.kept, self.inner)
 
 
-def placed_span(number: int, kept: Sequence[int], read: Sequence[int]) -> PlacedSpan:
-    span = ModuleSpan(bytes([number] * KEY_BYTES), len(kept), runs_of(read))
-    return PlacedSpan(span, tuple(placed_runs(runs_of(kept), span.runs)))
+def module_span(number: int, kept: Sequence[int], read: Iterable[int]) -> ModuleSpan:
+    return ModuleSpan(bytes([number] * KEY_BYTES), len(kept), runs_of(read), runs_of(kept))
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A case that is put in order, with positions in place of tokens.
+class LaidOut:
+    """A sequence that is laid out, with positions in place of tokens.
 
     Attributes:
-        spans: Cut.
+        table: How it lies in its blocks.
         kept: See `Case`.
         inner: Positions of the new tokens that lie before a module's.
-        interleaving: How they are put in order.
-        block_size: Tokens a block.
     """
 
-    spans: Sequence[ModuleSpan]
+    table: BlockTable
     kept: Sequence[Sequence[int]]
     inner: Sequence[int]
-    interleaving: Interleaving | None
-    block_size: int
+
+    def positions(self, part: Part) -> list[int]:
+        """Where some tokens lie that are read."""
+        return [self.kept[part.span][index] for index in integers([part.kept])]
 
     @property
     def shared(self) -> list[list[int]]:
         """Positions in each shared block, in the order of the block table."""
-        return [
-            [kept[index] for index in range(block * self.block_size, (block + 1) * self.block_size)]
-            for span, kept in zip(self.spans, self.kept, strict=True)
-            for block in integers(span.full_blocks(self.block_size))
-        ]
+        size = self.table.block_size
+        found = [position for part in self.table.shared for position in self.positions(part)]
+        assert all(
+            part.kept.start % size == part.kept.num_tokens % size == 0 for part in self.table.shared
+        )
+        return [found[at : at + size] for at in range(0, len(found), size)]
 
     @property
     def tails(self) -> list[list[int]]:
         """Positions of each tail, in their order."""
-        return [
-            [kept[index] for index in integers([tail])]
-            for span, kept in zip(self.spans, self.kept, strict=True)
-            for tail in span.tails(self.block_size)
-        ]
+        return [self.positions(tail) for tail in self.table.tails]
 
     @property
     def cached(self) -> list[int]:
         """Positions of all tokens of modules."""
         return [position for part in (*self.shared, *self.tails) for position in part]
 
+    @property
+    def first(self) -> int:
+        """The first private slot."""
+        return self.table.num_shared_blocks * self.table.block_size
+
     def private(self) -> dict[int, int]:
-        """Position of the token at each private index, but those of the last new tokens."""
-        assert self.interleaving is not None
-        tails, inner = self.tails, integers(self.interleaving.new)
-        indexes = integers(self.interleaving.tails)
-        assert [run.num_tokens for run in self.interleaving.tails] == [len(part) for part in tails]
-        pairs = [*zip(indexes, [position for part in tails for position in part], strict=True)]
-        pairs += zip(inner, self.inner, strict=True)
+        """Position of the token in each private slot, but those of the last new tokens."""
+        inner = self.table.inner
+        places = integers(self.table.tail_slots)
+        assert [run.num_tokens for run in self.table.tail_slots] == [
+            len(part) for part in self.tails
+        ]
+        pairs = [*zip(places, [position for part in self.tails for position in part], strict=True)]
+        groups = () if inner is None else inner.groups
+        pairs += zip(integers(group.slots for group in groups), self.inner, strict=True)
         # No two tokens have one place.
         assert len(dict(pairs)) == len(pairs)
         return dict(pairs)
 
     def seen(self) -> Iterator[tuple[int, list[int]]]:
         """For each of these new tokens the positions that it sees, its own as well."""
-        assert self.interleaving is not None
+        assert self.table.inner is not None
         shared, private = self.shared, self.private()
-        order = integers(self.interleaving.blocks)
+        order = integers(self.table.inner.blocks)
         positions = iter(self.inner)
-        for group, places in zip(self.interleaving.groups, self.interleaving.new, strict=True):
-            assert group.num_tokens == places.num_tokens
+        for group in self.table.inner.groups:
             blocks = [shared[block] for block in order[: group.num_visible]]
             before = [position for block in blocks for position in block]
-            for place in integers([places]):
-                yield next(positions), before + [private[index] for index in range(place + 1)]
+            for place in integers([group.slots]):
+                inside = [private[slot] for slot in range(self.first, place + 1)]
+                yield next(positions), before + inside
 
     def check(self) -> None:
         """All that is promised of the order."""
-        private = self.private()
-        assert sorted(private) == list(range(len(private)))
+        private, table = self.private(), self.table
+        assert sorted(private) == list(range(self.first, self.first + len(private)))
+        assert table.inner_end == self.first + len(private)
+        assert sorted(integers(table.slots)) == list(range(table.sequence.num_tokens))
+        # Tokens that stand for their positions, put in order.
+        read = sorted((*self.cached, *integers(table.sequence.position_runs)))
+        arranged = table.arrange(PlacedTokens.of(read, runs_of(read)))
+        assert arranged == [*self.cached, *integers(table.sequence.position_runs)]
+        if table.inner is None:
+            return
         for position, seen in self.seen():
             expected = [other for other in (*self.cached, *self.inner) if other <= position]
             assert sorted(seen) == sorted(expected)
@@ -183,12 +196,12 @@ def test_every_new_token_sees_what_lies_before_it(block_size: int) -> None:
     num_inner = num_nested = num_shared = 0
     for seed in range(NUM_CASES):
         case = Case.of(seed)
-        placed = case.placed(block_size)
-        if placed.interleaving is None:
+        laid_out = case.laid_out(block_size)
+        laid_out.check()
+        if laid_out.table.inner is None:
             continue
-        placed.check()
-        num_inner += len(placed.inner)
-        num_shared += sum(group.num_visible > 1 for group in placed.interleaving.groups)
+        num_inner += len(laid_out.inner)
+        num_shared += sum(group.num_visible > 1 for group in laid_out.table.inner.groups)
         owners = sorted((p, n) for n in range(len(case.spans)) for p in case.positions(n))
         num_nested += len([*groupby(owners, lambda owner: owner[1])]) > len(case.spans)
     # There is something to see.
@@ -202,7 +215,7 @@ def test_there_is_no_order_of_its_own_if_and_only_if_new_tokens_come_last(block_
     found = set()
     for seed in range(NUM_CASES):
         case = Case.of(seed)
-        is_none = case.placed(block_size).interleaving is None
+        is_none = case.laid_out(block_size).table.inner is None
         assert is_none == (not case.inner)
         found.add(is_none)
     assert found == {True, False}
@@ -213,29 +226,24 @@ def test_no_shared_block_lies_on_both_sides_of_a_new_token(block_size: int) -> N
     num_blocks = 0
     for seed in range(NUM_CASES):
         case = Case.of(seed)
-        for block in case.placed(block_size).shared:
+        for block in case.laid_out(block_size).shared:
             assert len({bisect_left(case.new, position) for position in block}) == 1
             num_blocks += 1
     assert num_blocks > NUM_CASES / 5
 
 
-def test_spans_are_cut_at_new_tokens_and_nowhere_else() -> None:
+@block_sizes
+def test_all_that_is_read_is_in_the_table_once(block_size: int) -> None:
+    """As whole blocks where no new token and no unread one is in between."""
     for seed in range(NUM_CASES):
         case = Case.of(seed)
-        for number, (span, cut) in enumerate(
-            zip(case.spans, case.placed(4).spans, strict=True)  # whatever the block size
-        ):
-            indexes = integers(span.span.runs)
-            places = zip(indexes, case.positions(number), strict=True)
-            # New tokens before it, and unread tokens: what tells one run from the next.
-            parts = [
-                (bisect_left(case.new, position), index - at)
-                for at, (index, position) in enumerate(places)
-            ]
-            sizes = [len([*part]) for _, part in groupby(parts)]
-            assert [run.num_tokens for run in cut.runs] == sizes
-            assert integers(cut.runs) == indexes
-            assert (cut.key, cut.num_module_tokens) == (span.span.key, span.span.num_module_tokens)
+        table = case.laid_out(block_size).table
+        for number, span in enumerate(case.spans):
+            kept = [part.kept for part in table.cached if part.span == number]
+            assert sorted(integers(kept)) == integers(span.runs)
+        for tail in table.tails:
+            assert tail.kept.start // block_size == (tail.kept.end - 1) // block_size
+            assert tail.kept.num_tokens < block_size
 
 
 def test_tokens_at_positions() -> None:
@@ -243,7 +251,7 @@ def test_tokens_at_positions() -> None:
     kept = (Run(5, 4), Run(20, 6))
     wanted = (Run(1, 2), Run(3, 3), Run(9, 1))
     expected = [(Run(1, 2), 6), (Run(3, 1), 8), (Run(4, 2), 20), (Run(9, 1), 25)]
-    assert list(placed_runs(kept, wanted)) == expected
+    assert list(locate(kept, wanted)) == expected
 
 
 def test_an_example() -> None:
@@ -252,33 +260,35 @@ def test_an_example() -> None:
     Position 0    5  7        12     18  20        29
              aaaaa nn aaaaa    bbbbbb nn  ccccccccc nnnnn
     """
-    a = placed_span(1, [*range(5), *range(7, 12)], range(10))
-    b = placed_span(2, range(12, 18), range(6))
-    c = placed_span(3, range(20, 29), range(9))
-    new = (Run(5, 2), Run(18, 2), Run(29, 5))
-    assert inner_runs((a, c, b), new) == [Run(5, 2), Run(18, 2)]
-    cut = [span.cut([5, 18]) for span in (a, c, b)]
-    assert [span.span.runs for span in cut] == [
-        (Run(0, 5), Run(5, 5)),
-        (Run(0, 9),),
-        (Run(0, 6),),
-    ]
+    a = module_span(1, [*range(5), *range(7, 12)], range(10))
+    b = module_span(2, range(12, 18), range(6))
+    c = module_span(3, range(20, 29), range(9))
+    sequence = SequencePlan.of((a, c, b), (Run(0, 34),))
+    assert sequence.position_runs == (Run(5, 2), Run(18, 2), Run(29, 5))
+    assert sequence.inner_runs == [Run(5, 2), Run(18, 2)]
+    table = BlockTable.of(sequence, 4)
     # Shared blocks: a0-3; c0-3, c4-7; b0-3. The second block of a would be a4-7.
+    assert table.shared == (Part(0, Run(0, 4), 0), Part(1, Run(0, 8), 2), Part(2, Run(0, 4), 1))
     # Private tokens: a4 | n5 n6 | a5-7, a8-9, b4-5 | n18 n19 | c8, then the last ones.
-    assert interleave(cut, new[:2], 4) == Interleaving(
-        tails=(Run(0, 1), Run(3, 3), Run(6, 2), Run(12, 1), Run(8, 2)),
-        new=(Run(1, 2), Run(10, 2)),
-        groups=(InnerTokens(2, 1), InnerTokens(2, 2)),
-        blocks=(Run(0, 1), Run(3, 1)),
-    )
+    assert [tail.kept for tail in table.tails] == [
+        *(Run(4, 1), Run(5, 3), Run(8, 2)),
+        *(Run(8, 1), Run(4, 2)),
+    ]
+    assert table.tail_slots == (Run(16, 1), Run(19, 3), Run(22, 2), Run(28, 1), Run(24, 2))
+    assert table.inner is not None
+    assert table.inner.groups == (InnerGroup(Run(17, 2), 1), InnerGroup(Run(26, 2), 2))
+    assert table.inner.blocks == (Run(0, 1), Run(3, 1))
+    assert (table.num_cached_tokens, table.inner_end, table.num_attention_rows) == (25, 29, 3)
+    assert table.positions == IndexOffsets.of(25, sequence.position_runs)
 
 
 def test_new_tokens_behind_everything_cut_nothing() -> None:
-    a = placed_span(1, [0, 1, 2, 5, 6, 7], range(6))
-    assert inner_runs([a], (Run(8, 3),)) == []
-    assert a.cut([]).span == a.span
-    assert interleave([a], [], 4) is None
-    assert inner_runs([], (Run(0, 3),)) == []
+    a = module_span(1, [0, 1, 2, 5, 6, 7], range(6))
+    table = BlockTable.of(SequencePlan.of([a], (Run(0, 3), Run(5, 6))), 4)
+    assert table.inner is None
+    assert table.shared == (Part(0, Run(0, 4), 0),)
+    assert table.tail_slots == (Run(4, 2),)
+    assert BlockTable.of(SequencePlan((), (Run(0, 3),)), 4).cached == ()
 
 
 NESTED = """r1 r2 r3 r4 r5 r6 <module name="a" encode="isolated">a1 a2 a3 a4 a5 a6
@@ -292,15 +302,12 @@ NESTED = """r1 r2 r3 r4 r5 r6 <module name="a" encode="isolated">a1 a2 a3 a4 a5 
     ["<a p='x'><b/></a><c q='1'/> end", "<a p='x y z'/> text <c q=''/>", "<c q='1 2'/> end", "end"],
 )
 def test_prompts_with_arguments(children: str, block_size: int) -> None:
-    prompts = Prompts(NESTED, block_size=block_size)
-    plan = prompts.plan(children)
-    placed = placed_plan(plan)
-    sequence = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens).sequence
-    assert sequence.interleaving == placed.interleaving
-    if not placed.inner:
-        assert placed.interleaving is None
-        return
-    placed.check()
+    plan = Prompts(NESTED, block_size=block_size).plan(children)
+    unpacked = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
+    assert unpacked.sequence == plan.sequence
+    laid_out = laid_out_plan(plan)
+    assert (laid_out.table.inner is None) == (not laid_out.inner)
+    laid_out.check()
 
 
 def test_a_prompt_without_reuse_is_one_plain_prefill() -> None:
@@ -308,22 +315,12 @@ def test_a_prompt_without_reuse_is_one_plain_prefill() -> None:
     assert plan.sequence == SequencePlan((), runs_of(integers(plan.sequence.position_runs)))
 
 
-def placed_plan(plan: PromptPlan) -> Placed:
-    read = [module for module in plan.modules if module.num_tokens]
-    kept = [integers(module.layout.kept_position_runs) for module in read]
-    last = max(
-        positions[index]
-        for positions, module in zip(kept, read, strict=True)
-        for index in integers(module.reused)
-    )
-    new = integers(plan.sequence.position_runs)
-    return Placed(
-        plan.sequence.spans,
-        kept,
-        [position for position in new if position < last],
-        plan.sequence.interleaving,
-        plan.block_size,
-    )
+def laid_out_plan(plan: PromptPlan) -> LaidOut:
+    kept = [integers(module.layout.kept_position_runs) for module in plan.modules if module.reused]
+    sequence = plan.sequence
+    last = max(span.end for span in sequence.spans) - 1
+    inner = [position for position in integers(sequence.position_runs) if position < last]
+    return LaidOut(BlockTable.of(sequence, plan.block_size), kept, inner)
 
 
 def test_a_plan_grows_with_its_new_tokens_alone() -> None:
@@ -336,7 +333,7 @@ def test_a_plan_grows_with_its_new_tokens_alone() -> None:
         prompts = Prompts("".join(map(module.format, names)), max_model_len=100_000)
         Random(0).shuffle(names)
         plan = prompts.plan("".join(f'<{name} x="y"/>' for name in names) + "end")
-        assert plan.sequence.interleaving is not None
+        assert plan.sequence.inner_runs
         return len(plan.packed)
 
     assert num_bytes(400) < 4.5 * num_bytes(100)

@@ -6,45 +6,29 @@ import msgspec
 import pytest
 from vllm.v1.core.block_pool import BlockPool
 
-from vllm_promptcache.compat.requests import reorder_prompt
+from tests.core.plans import BLOCK_SIZE, module, plan, planned_request, raw_request
 from vllm_promptcache.compat.scheduler import allocate_ahead
-from vllm_promptcache.core.private_blocks import PrivateBlockHasher
+from vllm_promptcache.core.private_blocks import PrivateBlockHasher, order_tokens
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.core.step_builder import StepBuilder
-from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.codec import ExactPlan, pack_module, pack_plan, unpack_plan
-from vllm_promptcache.sequence.private_order import PrivateOrder
-from vllm_promptcache.sequence.sequence import (
-    InnerTokens,
-    Interleaving,
-    ModuleSpan,
-    Run,
-    SequencePlan,
-)
-
-from .plans import BLOCK_SIZE, module, raw_request, span
+from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.prompt import ModulePrompt
+from vllm_promptcache.sequence.runs import Run, count
+from vllm_promptcache.sequence.spans import ModuleSpan
 
 # Position 0    5  7        12     18  20        29
 #          aaaaa nn aaaaa    bbbbbb nn  ccccccccc nnnnn
 A, B, C = module("a", 10), module("b", 6), module("c", 9)
-CUT = ModuleSpan(A.key, 10, (Run(0, 5), Run(5, 5)))
-INTERLEAVING = Interleaving(
-    tails=(Run(0, 1), Run(3, 3), Run(6, 2), Run(12, 1), Run(8, 2)),
-    new=(Run(1, 2), Run(10, 2)),
-    groups=(InnerTokens(2, 1), InnerTokens(2, 2)),
-    blocks=(Run(0, 1), Run(3, 1)),
+SPANS = (
+    ModuleSpan(A.key, 10, (Run(0, 10),), (Run(0, 5), Run(7, 5))),
+    ModuleSpan(C.key, 9, (Run(0, 9),), (Run(20, 9),)),
+    ModuleSpan(B.key, 6, (Run(0, 6),), (Run(12, 6),)),
 )
 NEW_RUNS = (Run(5, 2), Run(18, 2), Run(29, 5))
-SEQUENCE = SequencePlan((CUT, span(C), span(B)), NEW_RUNS, INTERLEAVING)
 NUM_SHARED, NUM_CACHED, NUM_INNER, NUM_NEW = 4, 25, 4, 9
 END = NUM_CACHED + NUM_INNER
 NUM_TOKENS = NUM_CACHED + NUM_NEW
-
-# With the second group before the tail of b, with a hole before it, and without it.
-OTHER_TAILS = (*INTERLEAVING.tails[:3], Run(12, 1), Run(10, 2))
-LATER_TAILS = (*INTERLEAVING.tails[:3], Run(13, 1), Run(8, 2))
-TAILS_OF_ONE_GROUP = (*INTERLEAVING.tails[:3], Run(10, 1), Run(8, 2))
 
 # The position of what lies in each slot of its blocks.
 SLOTS = [
@@ -61,7 +45,8 @@ SLOTS = [
 # The position of each computed token, as vLLM counts them from `NUM_CACHED` on.
 NEW = [5, 6, 18, 19, 29, 30, 31, 32, 33]
 
-ORDER = PrivateOrder.of(SEQUENCE, BLOCK_SIZE, NUM_SHARED)
+TABLE = BlockTable.of(plan(SPANS, (A, B, C), NEW_RUNS).sequence, BLOCK_SIZE)
+ORDER = TABLE.inner
 
 chunked = pytest.mark.parametrize("chunk", [1, 2, 3, 5, NUM_NEW])
 
@@ -87,17 +72,17 @@ def seen_by(row):
         yield [SLOTS[slot] for slot in slots[: row.num_visible - num_hidden]]
 
 
-def modular(sequence=SEQUENCE, inner=(1, 2, 3, 4), last=(5, 6, 7, 8, 9), request_id="1"):
+def modular(spans=SPANS, new=NEW_RUNS, token_ids=range(1, 10), request_id="1"):
     """A request that computes these tokens."""
-    cached = [7] * sequence.num_cached_tokens
-    request = raw_request(request_id, NUM_CACHED + len(inner) + len(last), None)
-    reorder_prompt(request, [*cached, *inner, *last])
-    return ModularRequest(request, sequence, {}, BLOCK_SIZE)
-
-
-def packed(sequence):
-    modules = [(spec.key, pack_module(spec)) for spec in (A, B, C)]
-    return pack_plan("schema", sequence, modules)
+    found = plan(spans, (A, B, C), new)
+    places = [position for run in new for position in range(run.start, run.end)]
+    ids = dict(zip(places, token_ids, strict=True))
+    positions = [p for run in found.positions for p in range(run.start, run.end)]
+    request = planned_request(request_id, found, [ids.get(p, 7) for p in positions])
+    prompt = ModulePrompt.of(found, request.prompt_token_ids)
+    made = ModularRequest(request, prompt, BlockTable.of(found.sequence, BLOCK_SIZE))
+    order_tokens(made)
+    return made
 
 
 class Residency:
@@ -110,8 +95,12 @@ class Residency:
             blocks = self.pool.get_new_blocks(-(-spec.num_kept_tokens // BLOCK_SIZE))
             self.residency.store.commit(spec.key, blocks, spec.num_kept_tokens)
 
+    @staticmethod
+    def request(request_id):
+        return planned_request(request_id, plan(SPANS, (A, B, C), NEW_RUNS))
+
     def add(self, request_id):
-        request = raw_request(request_id, NUM_TOKENS, packed(SEQUENCE))
+        request = self.request(request_id)
         self.residency.add(request)
         return request
 
@@ -119,7 +108,7 @@ class Residency:
 def private_hashes(modular):
     hashes = PrivateBlockHasher(modular)(modular.request)
     assert len(hashes) == modular.request.num_tokens // BLOCK_SIZE
-    return hashes[NUM_SHARED:]
+    return hashes[modular.table.num_shared_blocks :]
 
 
 @chunked
@@ -148,7 +137,7 @@ def test_rows_see_whole_blocks_but_for_the_last(chunk):
 
 
 @chunked
-def test_new_tokens_lie_where_the_interleaving_says(chunk):
+def test_new_tokens_lie_by_their_positions_among_tails(chunk):
     placed = []
     for start, num_tokens in chunks(chunk):
         index = start
@@ -160,7 +149,7 @@ def test_new_tokens_lie_where_the_interleaving_says(chunk):
 
 
 def test_generated_tokens_are_as_vllm_has_them():
-    assert (ORDER.end, ORDER.num_new_tokens) == (END, NUM_INNER)
+    assert (ORDER.end, ORDER.num_tokens) == (END, NUM_INNER)
     assert ORDER.slots.slices(NUM_TOKENS, 3) == ((3, 0),)
     for start in range(END, NUM_TOKENS + 3):
         assert ORDER.rows(start, 1) is None
@@ -182,20 +171,19 @@ def test_as_many_rows_are_expected_as_there_may_be(chunk):
 
 
 def test_new_tokens_behind_all_modules_need_no_order():
-    plain = SequencePlan((span(A), span(C), span(B)), (Run(29, 9),))
-    assert PrivateOrder.of(plain, BLOCK_SIZE, 5) is None
-    request = modular(plain)
+    moved = msgspec.structs.replace(SPANS[0], positions=(Run(2, 10),))
+    table = modular((moved, *SPANS[1:]), (Run(29, 9),)).table
     # A module's full blocks are 2, 2 and 1.
-    assert request.order is None
-    assert request.tail_ranges == [(20, 5)]
-    assert request.num_ordered_tokens == 5
+    assert table.inner is None
+    assert table.tail_slots == (Run(20, 2), Run(22, 1), Run(23, 2))
+    assert table.inner_end == 25
 
 
-def test_tails_lie_where_the_interleaving_says():
-    request = modular()
-    assert (request.num_shared_blocks, request.num_tail_tokens) == (NUM_SHARED, 9)
-    assert request.tail_ranges == [(16, 1), (19, 3), (22, 2), (28, 1), (24, 2)]
-    assert request.num_ordered_tokens == 9 + NUM_INNER
+def test_tails_lie_by_their_positions_among_new_tokens():
+    assert (TABLE.num_shared_blocks, TABLE.num_tail_tokens) == (NUM_SHARED, 9)
+    slots = [(16, 1), (19, 3), (22, 2), (28, 1), (24, 2)]
+    assert TABLE.tail_slots == tuple(Run(*slot) for slot in slots)
+    assert TABLE.inner_end == END
 
 
 def test_tails_are_copied_between_the_new_tokens():
@@ -240,7 +228,7 @@ def test_a_step_tells_of_rows_until_the_last_inner_token(chunk):
 
 
 def test_a_request_with_no_order_of_its_own_has_no_rows():
-    request, builder = modular(SequencePlan(SEQUENCE.spans, NEW_RUNS)), StepBuilder(verify=False)
+    request, builder = modular(new=(Run(29, NUM_NEW),)), StepBuilder(verify=False)
     request.request.num_computed_tokens = NUM_CACHED
     builder.compute(request, NUM_NEW, lambda _: [])
     step = builder.take()
@@ -252,25 +240,16 @@ def test_equal_requests_share_their_private_blocks():
     assert private_hashes(modular()) == private_hashes(modular(request_id="2"))
 
 
-def other_sequence(**changes):
-    return msgspec.structs.replace(SEQUENCE, **changes)
-
-
-def other_interleaving(**changes):
-    return other_sequence(interleaving=msgspec.structs.replace(INTERLEAVING, **changes))
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        {"inner": (1, 2, 3, 0)},
-        {"inner": (0, 2, 3, 4)},
-        {"sequence": other_sequence(position_runs=(Run(4, 2), *NEW_RUNS[1:]))},
-        {"sequence": other_sequence(interleaving=None)},
-        {"sequence": other_interleaving(groups=(InnerTokens(2, 0), INTERLEAVING.groups[1]))},
-        {"sequence": other_interleaving(new=(Run(1, 2), Run(8, 2)), tails=OTHER_TAILS)},
+        {"token_ids": (1, 2, 3, 0, *range(5, 10))},
+        {"token_ids": (0, *range(2, 10))},
+        {"new": (Run(5, 2), Run(18, 1), Run(29, 6))},
+        {"new": (Run(5, 2), Run(19, 1), Run(29, 6))},
+        {"spans": (SPANS[0], *SPANS[:0:-1])},
     ],
-    ids=["last token", "first token", "positions", "no order", "visible blocks", "slots"],
+    ids=["last token", "first token", "fewer", "positions", "order of modules"],
 )
 def test_requests_that_differ_between_modules_share_no_private_block(changes):
     ours, theirs = private_hashes(modular()), private_hashes(modular(**changes))
@@ -280,18 +259,18 @@ def test_requests_that_differ_between_modules_share_no_private_block(changes):
 
 def test_what_differs_behind_all_modules_is_told_by_its_own_block():
     # The last of the full blocks has two of the last tokens.
-    ours, theirs = private_hashes(modular()), private_hashes(modular(last=(5, 6, 0, 8, 9)))
+    ours = private_hashes(modular())
+    theirs = private_hashes(modular(token_ids=(*range(1, 7), 0, 8, 9)))
     assert ours[:3] == theirs[:3]
     assert ours[3] != theirs[3]
 
 
-@pytest.mark.parametrize(
-    "sequence", [SEQUENCE, SequencePlan(SEQUENCE.spans, NEW_RUNS)], ids=["order", "no order"]
-)
-def test_a_longer_prompt_shares_what_it_begins_with(sequence):
-    longer = msgspec.structs.replace(sequence, position_runs=(*NEW_RUNS[:2], Run(29, 9)))
-    theirs = private_hashes(modular(longer, last=range(5, 14)))
-    assert theirs[:4] == private_hashes(modular(sequence))
+@pytest.mark.parametrize("new", [NEW_RUNS, (Run(29, NUM_NEW),)], ids=["order", "no order"])
+def test_a_longer_prompt_shares_what_it_begins_with(new):
+    longer = (*new[:-1], Run(29, new[-1].num_tokens + 4))
+    theirs = private_hashes(modular(new=longer, token_ids=range(1, count(longer) + 1)))
+    ours = private_hashes(modular(new=new))
+    assert theirs[: len(ours)] == ours
 
 
 def test_private_blocks_are_shared_only_with_all_that_is_between_tails():
@@ -354,47 +333,3 @@ def test_slots_are_allocated_up_to_the_last_token_between_tails(
     assert manager.allocate_slots(request, num_new, **rest, **options) == "blocks"
     lookahead = max(missing, options.get("num_lookahead_tokens", 0))
     assert calls == [(request, num_new, {**rest, "num_lookahead_tokens": lookahead})]
-
-
-def test_a_plan_keeps_its_interleaving():
-    plan = unpack_plan(packed(SEQUENCE), num_prompt_tokens=NUM_TOKENS)
-    assert plan.sequence == SEQUENCE
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tails": INTERLEAVING.tails[1:]}, "gaps"),
-        ({"tails": LATER_TAILS, "new": (Run(1, 2), Run(11, 2))}, "gaps"),
-        ({"tails": (Run(0, 2), *INTERLEAVING.tails[1:])}, "ascending"),
-        ({"tails": (), "new": (), "groups": ()}, "gaps"),
-        ({"new": INTERLEAVING.new[:1], "tails": TAILS_OF_ONE_GROUP}, "lack places"),
-        ({"groups": INTERLEAVING.groups[:1]}, "lack places"),
-        ({"groups": (InnerTokens(1, 1), InnerTokens(3, 2))}, "lack places"),
-        ({"groups": (InnerTokens(2, 1), InnerTokens(2, 3))}, "bad visible blocks"),
-        ({"groups": (InnerTokens(2, 2), InnerTokens(2, 1))}, "bad visible blocks"),
-        ({"groups": (InnerTokens(2, -1), InnerTokens(2, 2))}, "bad visible blocks"),
-        ({"blocks": (Run(0, 2), Run(3, 0))}, "ascending"),
-        ({"blocks": (Run(0, 1), Run(0, 1))}, "ascending"),
-    ],
-)
-def test_malformed_interleavings_are_refused(changes, message):
-    sequence = other_interleaving(**changes)
-    with pytest.raises(PlanError, match=message):
-        unpack_plan(packed(sequence), num_prompt_tokens=NUM_TOKENS)
-    exact = ExactPlan(sequence, [7] * NUM_TOKENS, ["a", "b", "c"])
-    modules = [(spec.key, pack_module(spec)) for spec in (A, B, C)]
-    plan = pack_plan("schema", SEQUENCE, modules, exact=exact)
-    with pytest.raises(PlanError, match=message):
-        unpack_plan(plan, num_prompt_tokens=NUM_TOKENS)
-
-
-@pytest.mark.parametrize("num_last", [0, 1])
-def test_a_token_is_computed_behind_all_modules(num_last):
-    runs = (*NEW_RUNS[:2], Run(29, num_last))[: 2 + num_last]
-    plan = packed(other_sequence(position_runs=runs))
-    if num_last:
-        unpack_plan(plan, num_prompt_tokens=END + 1)
-        return
-    with pytest.raises(PlanError, match="no new token is the last"):
-        unpack_plan(plan, num_prompt_tokens=END)

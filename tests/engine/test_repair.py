@@ -32,7 +32,7 @@ from tests.generators import random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
-from vllm_promptcache.core.repair.query_repair import CHUNK_SIZE  # noqa: E402
+from vllm_promptcache.core.repair.attended import CHUNK_SIZE  # noqa: E402
 from vllm_promptcache.core.request import NUM_OBSERVED_TOKENS  # noqa: E402
 from vllm_promptcache.entrypoints.request_options import applied  # noqa: E402
 
@@ -169,7 +169,7 @@ def test_prompts_in_a_batch_are_repaired_each_for_itself(llm: LLM, reference: Re
     tally = Tally(TOLERANCE)
     for pml, output in zip(prompts, outputs, strict=True):
         after = as_repaired(llm.explain(pml).to_dict(), requests[output.request_id])
-        assert requests[output.request_id].span_numbers is not None
+        assert requests[output.request_id].account.span_numbers is not None
         tally.add(pml, difference(reference, output, after))
     assert not tally.wrong, tally
 

@@ -1,0 +1,33 @@
+"""What a request's client and the metrics are told about its modules."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Account:
+    """What is kept of a request for reports.
+
+    Attributes:
+        schema: Name of its prompt's schema; empty for a request of the scheduler's own.
+        paths: Paths of the modules that its plan reads, one for each span; None if nobody wants to
+            know.
+        span_numbers: For each span that it reads its number in the plan; None if it reads all. Of
+            a prompt that was repaired nothing of a span may be left.
+        since: When it arrived, in seconds of the monotonic clock.
+        is_promoted: Whether it reads a chain in place of modules that were encoded alone.
+        has_waited: Whether a module was missing when it was looked for.
+        encoded_keys: Modules it found missing, so that they were encoded for it, by their keys in
+            the store.
+    """
+
+    schema: str = ""
+    paths: Sequence[str] | None = None
+    span_numbers: Sequence[int] | None = None
+    since: float = field(default_factory=time.monotonic)
+    is_promoted: bool = False
+    has_waited: bool = False
+    encoded_keys: set[bytes] = field(default_factory=set)
