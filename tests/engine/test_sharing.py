@@ -21,6 +21,7 @@ from tests.generators import random_text
 from tests.plan.planning import engine_order
 from vllm_promptcache import LLM, SamplingParams
 from vllm_promptcache.errors import ClientError, PlanError, PMLError
+from vllm_promptcache.sequence.codec import PLAN_KEY
 
 NUM_MODULES = 8
 ENGINE_ARGS = {
@@ -221,7 +222,7 @@ def test_a_malformed_plan_ends_its_request_and_the_engine_goes_on(llm: LLM) -> N
     (request_id,) = llm.enqueue(text, greedy(0), use_tqdm=False)
     request = scheduler.requests[request_id]
     scheduler.residency.finish(request, [])
-    request.sampling_params.extra_args["prompt_modules"] = b"\x00"
+    request.sampling_params.extra_args = {PLAN_KEY: b"\x00"}
     scheduler.residency.add(request)
     (output,) = llm.wait_for_completion(use_tqdm=False)
     assert output.outputs[0].finish_reason == "error"
