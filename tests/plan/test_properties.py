@@ -15,7 +15,7 @@ from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import engine_order
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.plan import Explanation, PromptPlan
-from vllm_promptcache.plan.plan_prompt import plan_prompt
+from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import NO_REPAIR, Repair, parse_prompt, parse_schema

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -13,13 +12,13 @@ from vllm_promptcache.core.adapters import Adapters, not_started
 from vllm_promptcache.core.admission.encodes import Encodes
 from vllm_promptcache.core.admission.supply import ModuleSupply
 from vllm_promptcache.core.admission.waiting import WaitingRequests
+from vllm_promptcache.core.arrivals import Arrivals
 from vllm_promptcache.core.mapping import map_blocks
 from vllm_promptcache.core.private_blocks import hash_private_blocks, order_tokens
 from vllm_promptcache.core.promotion.promotions import Promotions
 from vllm_promptcache.core.repair.probes import Probes
-from vllm_promptcache.core.reports.account import Account
+from vllm_promptcache.core.reports.admissions import Admissions
 from vllm_promptcache.core.reports.metrics import ModuleMetrics
-from vllm_promptcache.core.reports.usage import uncount_encoded
 from vllm_promptcache.core.request import (
     EncodeRequest,
     InternalRequest,
@@ -30,10 +29,6 @@ from vllm_promptcache.core.step_builder import StepBuilder
 from vllm_promptcache.core.tiers.prefetch import Prefetch
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.sequence.block_table import BlockTable
-from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY, Plan, unpack_plan
-from vllm_promptcache.sequence.prompt import ModulePrompt
-from vllm_promptcache.sequence.spans import SequencePlan
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.store import ModuleStore, Pins
 
@@ -104,9 +99,8 @@ class ModuleResidency:
         )
         self._ended_internal: set[str] = set()
         self._pool = block_pool
-        self._block_size = block_size
-        self._max_rows = max_rows
-        self._admitted: list[ModularRequest] = []
+        self._arrivals = Arrivals(self.promotions, self._waiting.fits, block_size, max_rows)
+        self._admissions = Admissions(self.store, self.tiers, self.pins, self.metrics)
 
     @property
     def requests(self) -> Mapping[str, ModularRequest]:
@@ -137,21 +131,12 @@ class ModuleResidency:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
         if (promoted := self.promotions.interrupt()) is not None:
             self.encodes.leave(promoted)
-        packed, detail = _take_plan(request)
-        if packed is None:
-            return
         try:
-            plan = unpack_plan(packed, num_prompt_tokens=request.num_prompt_tokens)
-            modular = self._make(request, plan, detail)
+            modular = self._arrivals.read(request)
         except PlanError as error:
             self.rejected[request.request_id] = str(error)
             return
-        num_rows = modular.table.num_attention_rows
-        if self._max_rows is not None and num_rows > self._max_rows:
-            self.rejected[request.request_id] = (
-                f"the prompt takes {num_rows} rows of attention, the engine {self._max_rows} "
-                "(max_num_seqs), and chunked prefill is off"
-            )
+        if modular is None:
             return
         order_tokens(modular)
         if not modular.attended:
@@ -161,41 +146,10 @@ class ModuleResidency:
         # vLLM would take the option for "nothing is cached" and drop the copies of the tails.
         request.skip_reading_prefix_cache = False
         if self.prefetch.is_on:
-            self.prefetch.want(modular.store_key(key) for key in plan.sibling_keys)
+            siblings = modular.prompt.plan.sibling_keys
+            self.prefetch.want(modular.store_key(key) for key in siblings)
         self._requests[modular.request_id] = modular
         self._waiting.add(modular)
-
-    def _make(
-        self, request: Request, plan: Plan, detail: dict[str, list[str]] | None
-    ) -> ModularRequest:
-        """The state of a new request, which reads its chain if that has been promoted."""
-        prompt = ModulePrompt.of(plan, request.prompt_token_ids or ())
-        modular = self._promoted(request, prompt)
-        if modular is None:
-            modular = self._of(request, prompt, plan.sequence)
-            modular.attended = plan.attended
-        if detail is not None:
-            modular.account.paths = detail["links" if modular.account.is_promoted else "modules"]
-        return modular
-
-    def _promoted(self, request: Request, prompt: ModulePrompt) -> ModularRequest | None:
-        if not prompt.plan.can_promote or not self.promotions.is_ready(prompt, request):
-            return None
-        modular = self._of(request, prompt, prompt.plan.promoted)
-        if not self._waiting.fits(modular):
-            return None
-        self.store.stats.num_promoted_requests += 1
-        modular.account.is_promoted = True
-        return modular
-
-    def _of(self, request: Request, prompt: ModulePrompt, sequence: SequencePlan) -> ModularRequest:
-        return ModularRequest(
-            request,
-            prompt,
-            BlockTable.of(sequence, self._block_size),
-            Account(prompt.plan.schema),
-            reads_private_blocks=not request.skip_reading_prefix_cache,
-        )
 
     def follow_adapters(self, requests: Iterable[Request]) -> None:
         """Lets requests read nothing that was computed with weights which are gone since.
@@ -347,7 +301,7 @@ class ModuleResidency:
         if (modular := self.get(request)) is not None:
             self._step.admit(modular, block_ids)
             self._waiting.admitted(modular)
-            self._admitted.append(modular)
+            self._admissions.add(modular)
 
     def end_step(
         self, num_scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], list[int]]
@@ -358,31 +312,8 @@ class ModuleResidency:
             num_scheduled_tokens: Request id -> tokens computed in the step.
             block_ids_of: Returns the block table of a request id.
         """
-        for modular in self._admitted:
-            uncount_encoded(modular)
-            for key in {key for _, key in modular.span_keys()} - modular.account.encoded_keys:
-                self.store.histories.used(key).num_hits += 1
-                self.tiers.used(key)
-                self.pins.fulfil(key)
-            if not isinstance(modular, InternalRequest):
-                self.metrics.admitted(modular)
-        self._admitted.clear()
+        self._admissions.end_step()
         for request_id, num_tokens in num_scheduled_tokens.items():
             if (reader := self._requests.get(request_id)) is not None:
                 self._step.compute(reader, num_tokens, block_ids_of)
         return self._step.take()
-
-
-def _take_plan(request: Request) -> tuple[object, dict[str, list[str]] | None]:
-    """Takes a plan, and the paths that a client asked for, out of a request's parameters.
-
-    Workers are sent the parameters. These are copied, since several requests may share them.
-    """
-    params = request.sampling_params
-    if params is None or PLAN_KEY not in (params.extra_args or ()):
-        return None, None
-    extra_args = dict(params.extra_args)
-    packed, detail = extra_args.pop(PLAN_KEY), extra_args.pop(DETAIL_KEY, None)
-    request.sampling_params = copy(params)
-    request.sampling_params.extra_args = extra_args or None
-    return packed, detail

@@ -1,4 +1,4 @@
-"""What a module is encoded behind (1-architecture: "Encode context")."""
+"""What a module is encoded behind (docs/how-it-works.md: Context)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text that stands in for the modules a prompt may have before a module (2-pml: `primed`).
+"""A text that stands in for the modules a prompt may have before a module: policy `primed`.
 
 A module that is encoded right behind a schema's first text comes out as the first document of a
 prompt, and a prompt of five such first documents is read badly. Behind some other text it comes out

@@ -1,4 +1,4 @@
-"""Modules at other places than their schema's (2-pml: "Layouts")."""
+"""Modules at other places than their schema's (docs/how-it-works.md: Layouts)."""
 
 from __future__ import annotations
 

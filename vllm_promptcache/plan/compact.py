@@ -1,4 +1,4 @@
-"""Places modules and text in the order of the prompt, without gaps (2-pml: "Layouts")."""
+"""Places modules and text in the order of the prompt, without gaps: a compact schema."""
 
 from __future__ import annotations
 

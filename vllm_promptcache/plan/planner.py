@@ -19,9 +19,9 @@ from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
 from vllm_promptcache.plan.gate import PolicyGate
+from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.messages import prompt_in_messages, system_text, untrimmed
 from vllm_promptcache.plan.new_tokens import NewText
-from vllm_promptcache.plan.plan_prompt import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.resolve import quote_some
 from vllm_promptcache.plan.variants import Compiled, Surroundings, Variants

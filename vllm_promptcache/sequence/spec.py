@@ -10,7 +10,7 @@ from vllm_promptcache.sequence.spans import Relocation, SequencePlan
 
 @dataclass(frozen=True, slots=True)
 class ModuleSpec:
-    """A module as it is encoded (1-architecture: "Encode context").
+    """A module as it is encoded (docs/how-it-works.md: "What one module is").
 
     Attributes:
         key: The module's key.

@@ -104,6 +104,10 @@ class Promotions:
             forget_oldest_of_size(self._candidates, MAX_NUM_CANDIDATE_TOKENS, _num_tokens)
         return False
 
+    def served(self) -> None:
+        """Takes note of a request that reads its chain."""
+        self._store.stats.num_promoted_requests += 1
+
     def next(self) -> tuple[ModularRequest, bytes] | None:
         """Returns the request to encode for now, and the last link that it lacks.
 

@@ -100,7 +100,7 @@ class ModuleTiers:
         return None if self.can_relocate is False else modular.prompt.relocations.get(key)
 
     def relocate(self, origin: StoredModule, key: bytes, kept: Sequence[Run], shift: int) -> None:
-        """Makes a module of one at another place (2-pml: relocation).
+        """Makes a module of one at another place (docs/how-it-works.md: Layouts).
 
         It is a copy. Without room for one the other module itself is moved, if nobody holds it:
         the first request in the queue would wait for room for ever.
