@@ -87,6 +87,7 @@ _CLIENTS = Reliance(
         "vllm.v1.engine.llm_engine:LLMEngine": "engine_core",
         "vllm.entrypoints.llm:LLM": "llm_engine renderer",
         "vllm.v1.engine.core:EngineCore": "add_lora remove_lora scheduler",
+        "vllm.v1.engine:EngineCoreRequest": "data_parallel_rank",
         "vllm.v1.engine.core_client:InprocClient": "engine_core",
         "vllm.v1.engine.core_client:SyncMPClient": "call_utility",
         "vllm.v1.engine.core_client:AsyncMPClient": "call_utility_async",
@@ -107,6 +108,7 @@ _REQUESTS = Reliance(
             "sampling_params skip_reading_prefix_cache status trace_headers update_block_hashes"
         ),
         "vllm.v1.request:RequestStatus": "FINISHED_ABORTED FINISHED_ERROR RUNNING",
+        "vllm.lora.request:LoRARequest": "load_inplace lora_int_id lora_name lora_path",
         "vllm.v1.metrics.stats:PrefillStats": (
             "num_cached_tokens num_external_cached_tokens num_prompt_tokens set"
         ),
@@ -167,6 +169,7 @@ SCHEDULER = Reliance(
 _CONNECTOR = Reliance(
     ("connector/connector.py", "connector/composed_connector.py", "steps/step.py"),
     {
+        "vllm.distributed.kv_transfer": "get_kv_transfer_group has_kv_transfer_group",
         "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorWorkerMetadata",
         "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1": (
             "_get_connector_metadata _kv_cache_manager get_num_new_matched_tokens "
