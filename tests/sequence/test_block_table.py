@@ -265,7 +265,7 @@ def test_an_example() -> None:
     c = module_span(3, range(20, 29), range(9))
     sequence = SequencePlan.of((a, c, b), (Run(0, 34),))
     assert sequence.position_runs == (Run(5, 2), Run(18, 2), Run(29, 5))
-    assert sequence.inner_runs == [Run(5, 2), Run(18, 2)]
+    assert sequence.inner_runs == (Run(5, 2), Run(18, 2))
     table = BlockTable.of(sequence, 4)
     # Shared blocks: a0-3; c0-3, c4-7; b0-3. The second block of a would be a4-7.
     assert table.shared == (Part(0, Run(0, 4), 0), Part(1, Run(0, 8), 2), Part(2, Run(0, 4), 1))
@@ -318,7 +318,8 @@ def test_a_prompt_without_reuse_is_one_plain_prefill() -> None:
 def laid_out_plan(plan: PromptPlan) -> LaidOut:
     kept = [integers(module.layout.kept_position_runs) for module in plan.modules if module.reused]
     sequence = plan.sequence
-    last = max(span.end for span in sequence.spans) - 1
+    read = [run.end for span in sequence.spans for run in span.read_positions()]
+    last = max(read) - 1
     inner = [position for position in integers(sequence.position_runs) if position < last]
     return LaidOut(BlockTable.of(sequence, plan.block_size), kept, inner)
 

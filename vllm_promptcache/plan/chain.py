@@ -64,10 +64,11 @@ class Chain:
             block_size: Tokens in a KV cache block.
             end: Position at which the chain ends at the latest.
         """
-        cached = (module for module in members if module.cached)
-        pieces = tuple(_by_position(cached, end))
+        cached = tuple(m for m in members if m.cached and m.kept_token_ids)
+        if end is not None and all(m.kept_position_runs[-1].end <= end for m in cached):
+            end = None
         # The root's key has the tenant's salt in it. Indexes of the schema's modules come first.
-        args = (pieces, layout.root.key, layout.num_indexes, policy, block_size)
+        args = (cached, end, layout.root.key, layout.num_indexes, policy, block_size)
         # A prompt that begins like an earlier one need not make it again.
         return layout.derived.get(args, lambda: _chain(*args), _num_bytes)
 
@@ -77,14 +78,15 @@ def _num_bytes(chain: Chain) -> int:
 
 
 def _chain(
-    pieces: tuple[Piece, ...],
+    members: Sequence[ModuleLayout],
+    end: int | None,
     root_key: bytes,
     first_index: int,
     policy: ChainPolicy,
     block_size: int,
 ) -> Chain:
     modules: list[ModuleLayout] = []
-    links = _cut(pieces, block_size)
+    links = _cut(_by_position(members, end), block_size)
     key = sha256(_START + root_key).digest()
     for link in links:
         key = _key(key, link)

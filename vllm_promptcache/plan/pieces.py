@@ -9,11 +9,9 @@ from vllm_promptcache.layout.schema_layout import ModuleLayout
 from vllm_promptcache.sequence.runs import Run, locate
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Some kept tokens of a module.
-
-    Pieces are equal if they have the same tokens at the same positions, of a module of one path.
 
     Attributes:
         module: The module.
@@ -24,16 +22,6 @@ class Piece:
     module: ModuleLayout
     kept: Run
     start: int
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Piece) and self._identity == other._identity
-
-    def __hash__(self) -> int:
-        return hash(self._identity)
-
-    @property
-    def _identity(self) -> tuple[object, ...]:
-        return self.module.key, self.module.path, self.kept, self.start
 
     @property
     def num_tokens(self) -> int:

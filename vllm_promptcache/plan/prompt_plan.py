@@ -146,7 +146,7 @@ class PromptPlan:
     @property
     def sequence(self) -> SequencePlan:
         """The modules it reads and the positions of the tokens it computes (a new object)."""
-        return SequencePlan(self.request.spans, merge_runs(tokens.run for tokens in self.new))
+        return SequencePlan.of(self.request.spans, self.request.positions)
 
     @property
     def module_prompt(self) -> ModulePrompt:

@@ -190,8 +190,8 @@ def _sequence(spans: Sequence[ModuleSpan], positions: Sequence[Run]) -> Sequence
     # Tokens that two modules claim, or that are at no position of the prompt, would count twice.
     _require(sequence.num_tokens == count(positions), "modules overlap")
     _require(bool(sequence.position_runs), "no token is to be computed")
-    end = max((span.end for span in spans), default=0)
-    _require(sequence.next_position > end, "no new token is the last")
+    is_last = sequence.num_inner_runs < len(sequence.position_runs)
+    _require(is_last, "no new token is the last")
     return sequence
 
 

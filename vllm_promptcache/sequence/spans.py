@@ -6,6 +6,7 @@ of some modules and computes some new tokens at given positions.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from operator import attrgetter
 
@@ -37,14 +38,6 @@ class ModuleSpan(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """How many tokens are read."""
         return count(self.runs)
 
-    @property
-    def end(self) -> int:
-        """One past the position of the last token that is read; 0 if positions do not matter."""
-        if not self.positions:
-            return 0
-        last = self.runs[-1].end - 1
-        return next(locate(self.positions, (Run(last, 1),)))[1] + 1
-
     def read_positions(self) -> list[Run]:
         """Positions of the tokens that are read."""
         return [Run(start, run.num_tokens) for run, start in locate(self.positions, self.runs)]
@@ -71,17 +64,21 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         spans: Modules whose KV it reads, in the order of its block table.
         position_runs: Position ids of the new tokens, in the order in which they are computed
             (ascending); generated tokens go on from the last one + 1.
+        num_inner_runs: How many of these lie before a token of a module.
     """
 
     spans: tuple[ModuleSpan, ...]
     position_runs: tuple[Run, ...]
+    num_inner_runs: int = 0
 
     @staticmethod
     def of(spans: Iterable[ModuleSpan], positions: Iterable[Run]) -> SequencePlan:
         """A prompt that reads `spans`, and computes whatever else there is at `positions`."""
         spans = tuple(spans)
         read = sorted((run for s in spans for run in s.read_positions()), key=attrgetter("start"))
-        return SequencePlan(spans, subtract_runs(positions, read))
+        new = subtract_runs(positions, read)
+        end = read[-1].end if read else 0
+        return SequencePlan(spans, new, bisect_left(new, end, key=attrgetter("start")))
 
     @property
     def num_cached_tokens(self) -> int:
@@ -99,15 +96,14 @@ class SequencePlan(msgspec.Struct, frozen=True, array_like=True):
         return self.num_cached_tokens + self.num_new_tokens
 
     @property
-    def inner_runs(self) -> list[Run]:
+    def inner_runs(self) -> tuple[Run, ...]:
         """Those of the new tokens that lie before a token of a module."""
-        end = max((span.end for span in self.spans), default=0)
-        return [run for run in self.position_runs if run.start < end]
+        return self.position_runs[: self.num_inner_runs]
 
     @property
     def num_attention_rows(self) -> int:
         """Rows of attention that it takes when it is computed in one step."""
-        return 1 + len(self.inner_runs)
+        return 1 + self.num_inner_runs
 
     @property
     def next_position(self) -> int:
