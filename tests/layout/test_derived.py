@@ -10,8 +10,8 @@ import pytest
 
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.layout import ModuleLayout
-from vllm_promptcache.layout.compiler import salted
 from vllm_promptcache.layout.derived import Derived, DerivedCache
+from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.size import layout_bytes, salted_bytes, schema_bytes
 from vllm_promptcache.plan import Planner
 from vllm_promptcache.pml import parse_schema

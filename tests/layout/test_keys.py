@@ -8,7 +8,7 @@ import pytest
 
 from tests.layout.compiling import Compiler, by_path
 from vllm_promptcache.layout import ContextSpan
-from vllm_promptcache.layout.compiler import salted
+from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.sequence.codec import unpack_recipe
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan

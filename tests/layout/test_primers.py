@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.layout.compiling import Compiler, by_path, positions
 from vllm_promptcache.layout import SchemaLayout
-from vllm_promptcache.layout.compiler import salted
+from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.primer_text import PRIMER
 from vllm_promptcache.layout.tokenizer import MAX_PRIMER_LEN
 

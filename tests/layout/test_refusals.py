@@ -7,6 +7,7 @@ import pytest
 from tests.layout.compiling import Compiler
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.layout.placement import FreePlacement
 
 SCAFFOLD = "<scaffold modules='a b'/>"
 
@@ -44,7 +45,8 @@ def test_scaffolds_that_no_prompt_can_use() -> None:
 def test_a_free_order_needs_a_compact_layout() -> None:
     error = Compiler().refused("one", 'order="any"')
     assert error.message == '`order="any"` goes with `layout="compact"` only'
-    assert Compiler().compile("one", 'order="any" layout="compact"').has_free_order
+    free = Compiler().compile("one", 'order="any" layout="compact"')
+    assert isinstance(free.placement, FreePlacement)
 
 
 def test_modules_of_exact_schemas_cannot_be_pinned() -> None:

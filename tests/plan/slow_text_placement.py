@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from vllm_promptcache.layout.relocation import Shifts, relocated
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
+from vllm_promptcache.layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.content import TextGroup
+from vllm_promptcache.layout.relocation import relocated
+from vllm_promptcache.layout.shifts import Shifts
+from vllm_promptcache.plan.resolved import ResolvedPrompt
 
 _start = attrgetter("start")
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.plan.planning import Prompts
 from vllm_promptcache.layout import ModuleLayout
-from vllm_promptcache.plan.resolve import _Resolver
+from vllm_promptcache.plan.names import Names
 from vllm_promptcache.pml import Import
 
 DOCUMENTS = "r1 r2 r3 r4 " + "".join(
@@ -72,13 +72,13 @@ def test_a_nested_module_is_where_it_is_nested() -> None:
 def test_an_unknown_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of unknown imports were put in order, under a lock, before one was looked up."""
     looked_up: list[str] = []
-    find = _Resolver.find
+    find = Names.find
 
-    def watch(resolver: _Resolver, element: Import, scope: ModuleLayout) -> ModuleLayout:
+    def watch(names: Names, element: Import, scope: ModuleLayout) -> ModuleLayout:
         looked_up.append(element.name)
-        return find(resolver, element, scope)
+        return find(names, element, scope)
 
-    monkeypatch.setattr(_Resolver, "find", watch)
+    monkeypatch.setattr(Names, "find", watch)
     prompts = Prompts(DOCUMENTS, COMPACT)
     error = prompts.refused("<a/>" + "".join(f"<u{i}/>" for i in range(500)))
     assert error.message == "there is no module `u0` in schema `s`"

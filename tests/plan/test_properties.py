@@ -14,6 +14,7 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import engine_order
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
+from vllm_promptcache.layout.placement import CompactPlacement
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
@@ -156,7 +157,7 @@ def test_layouts(seed: int) -> None:
         assert kept == list(module.kept_token_ids)
         assert len(positions(module.kept_position_runs)) == len(kept)
         for child in layout.descendants(module):
-            if layout.is_compact:
+            if isinstance(layout.placement, CompactPlacement):
                 assert child.start >= module.head_end
                 continue
             assert module.start <= child.start <= child.end <= module.end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plan.planning import Prompts, engine_order
-from vllm_promptcache.layout.schema_layout import ROOT
+from vllm_promptcache.layout import ROOT
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.sequence.codec import unpack_plan
 from vllm_promptcache.sequence.prompt import ModulePrompt

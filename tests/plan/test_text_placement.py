@@ -15,8 +15,9 @@ from tests.plan import slow_text_placement
 from tests.plan.planning import Prompts
 from tests.plan.work import num_calls
 from vllm_promptcache.layout import SchemaLayout
-from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
-from vllm_promptcache.plan.text_placement import place_in_gaps
+from vllm_promptcache.layout.content import TextGroup
+from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.plan.resolved import ResolvedPrompt
 from vllm_promptcache.pml import parse_prompt
 
 NUM_CASES = 400
@@ -99,7 +100,7 @@ def test_positions_are_those_of_the_rule() -> None:
     num_texts = num_moved = num_backwards = 0
     for seed in range(NUM_CASES):
         layout, resolved, num_tokens = random_case(seed)
-        found, starts = place_in_gaps(layout, resolved, num_tokens)
+        found, starts = resolved.placed(layout, num_tokens)
         expected, expected_starts = slow_text_placement.place_in_gaps(layout, resolved, num_tokens)
         assert starts == expected_starts, seed
         for one, other in zip(found.modules, expected.modules, strict=True):
@@ -124,6 +125,6 @@ def test_the_work_grows_with_the_text_alone(step: int) -> None:
         text = "".join(f"<{name}/>t" for name in names[::step])
         prompt = parse_prompt(f'<prompt schema="s">{text}</prompt>')
         resolved = resolve_prompt(prompt, prompts.layout, prompts.planner.tokenizer)
-        return num_calls(lambda: place_in_gaps(prompts.layout, resolved, lambda _: 1))
+        return num_calls(lambda: resolved.placed(prompts.layout, lambda _: 1))
 
     assert work(400) < 5 * work(100)

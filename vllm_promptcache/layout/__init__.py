@@ -1,16 +1,15 @@
 """Layout: a schema compiled for a tokenizer, with the positions and keys of its modules."""
 
 from vllm_promptcache.layout.compiler import compile_schema
-from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
-from vllm_promptcache.layout.schema_layout import (
+from vllm_promptcache.layout.module_layout import (
     ROOT,
     ContextSpan,
     ModuleLayout,
     ParameterSlot,
     RoleMark,
-    SchemaLayout,
-    UnionLayout,
 )
+from vllm_promptcache.layout.roles import ChatRoles, RoleWrapper
+from vllm_promptcache.layout.schema_layout import SchemaLayout, UnionLayout
 from vllm_promptcache.layout.size import layout_bytes
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
-from typing import TypeVar
-
-import msgspec
 
 from vllm_promptcache.layout.checks import check_layout, refuse, scaffold_members
-from vllm_promptcache.layout.content import roles_in
+from vllm_promptcache.layout.content import roles_in, texts_in
 from vllm_promptcache.layout.context import Contexts
 from vllm_promptcache.layout.drafts import ModuleDraft
-from vllm_promptcache.layout.placement import Placement, texts_in
-from vllm_promptcache.layout.primer import PRIMER_NAME, draft_primers
-from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.keys import NO_TENANT, contexts_first, identify
+from vllm_promptcache.layout.module_layout import ContextSpan, ModuleLayout
+from vllm_promptcache.layout.placement import placement_of
+from vllm_promptcache.layout.primer import draft_primers
+from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.layout.schema_placer import SchemaPlacer
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, SchemaPolicy
-from vllm_promptcache.sequence.codec import Recipe, pack_recipe
-from vllm_promptcache.sequence.runs import Run, merge_runs, subtract_runs
-from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
-
-KEY_VERSION = 1
-"""Part of every key; changes with whatever else a module's KV depends on."""
-
-_Placed = TypeVar("_Placed", ModuleDraft, ModuleLayout)
-
-# Keys of a private schema before it is `salted`: they are those of no public module.
-_NO_TENANT = b"private"
+from vllm_promptcache.sequence.runs import merge_runs
 
 
 def compile_schema(
@@ -61,12 +50,12 @@ def compile_schema(
     # Modules of an exact schema are only what its chains are made of.
     encode: EncodePolicy = "isolated" if policy == "exact" else policy
     repair = schema.repair or default_repair
-    placement = _place(schema, tokenizer, encode, repair, max_model_len)
-    drafts = placement.modules
+    placer = _place(schema, tokenizer, encode, repair, max_model_len)
+    drafts, placement = placer.modules, placer.placement
     check_layout(schema, drafts, max_model_len=max_model_len)
-    primers = draft_primers(drafts, tokenizer, is_compact=placement.is_compact)
-    contexts = Contexts(drafts, primers, placement.is_compact)
-    salt = _NO_TENANT if schema.private else b""
+    primers = draft_primers(drafts, tokenizer, placement)
+    contexts = Contexts(drafts, primers, placement)
+    salt = NO_TENANT if schema.private else b""
     finished = _finish([*drafts, *primers.values()], contexts, salt)
     modules = finished[: len(drafts)]
     by_name: dict[str, list[int]] = {}
@@ -76,13 +65,12 @@ def compile_schema(
         name=schema.name,
         modules=modules,
         primers=finished[len(drafts) :],
-        unions=tuple(placement.unions),
+        unions=tuple(placer.unions),
         children=tuple(draft.children for draft in drafts),
         by_name=by_name,
         has_roles=has_roles,
         private=schema.private,
-        is_compact=placement.is_compact,
-        has_free_order=schema.order == "any",
+        placement=placement,
         is_exact=policy == "exact",
         scaffolds=scaffold_members(schema, drafts),
     )
@@ -101,7 +89,7 @@ def _place(
     encode: EncodePolicy,
     repair: Repair,
     max_model_len: int | None,
-) -> Placement:
+) -> SchemaPlacer:
     first_role = next(roles_in(schema.children), None)
     start_ids = tokenizer.start_ids if first_role is None else tokenizer.chat_start_ids
     needs_preamble = first_role is not None and first_role.role != "system"
@@ -117,47 +105,25 @@ def _place(
         hint = 'split it into modules of a schema with `layout="compact"`, and import a few'
         refuse(schema, schema.location, message, hint)
     token_ids = dict(zip(texts, tokenizer.encode_placed(texts), strict=True))
-    is_compact = schema.layout == "compact"
+    placement, pin = placement_of(schema), schema.pin or None
 
-    def place(*, has_leads: bool) -> Placement:
-        pin = schema.pin or None
-        placement = Placement(tokenizer, token_ids, encode, repair, pin, is_compact, has_leads)
-        placement.place(schema.children, start_ids=start_ids, start=start, preamble=preamble)
-        return placement
+    def place(*, has_leads: bool) -> SchemaPlacer:
+        placer = SchemaPlacer(tokenizer, token_ids, placement, has_leads, encode, repair, pin)
+        placer.place(schema.children, start_ids=start_ids, start=start, preamble=preamble)
+        return placer
 
-    # In other schemas there are the positions of the modules before it.
-    placement = place(has_leads=is_compact)
-    length = max(draft.end for draft in placement.modules)
+    placer = place(has_leads=placement.has_leads)
+    length = max(draft.end for draft in placer.modules)
     # A module that leaves no room for a primer is better off without one than refused.
     is_too_long = max_model_len is not None and length > max_model_len
-    return place(has_leads=False) if is_too_long else placement
-
-
-def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
-    """Returns a private schema as it is for one tenant: its modules are shared with no other.
-
-    Args:
-        layout: A private schema.
-        salt: The tenant's salt; part of all keys.
-    """
-    done: dict[int, ModuleLayout] = {}
-    for module in _contexts_first([*layout.modules, *layout.primers]):
-        key, packed = _identify(module, done, salt)
-        done[module.index] = replace(module, key=key, packed=packed)
-    modules = tuple(done[module.index] for module in layout.modules)
-    return replace(layout, modules=modules, primers=tuple(done[p.index] for p in layout.primers))
-
-
-def _contexts_first(modules: Iterable[_Placed]) -> list[_Placed]:
-    """Modules in document order, each with its primer before what is nested in it."""
-    return sorted(modules, key=lambda module: (module.start, module.index))
+    return place(has_leads=False) if is_too_long else placer
 
 
 def _finish(
     drafts: Sequence[ModuleDraft], contexts: Contexts, salt: bytes
 ) -> tuple[ModuleLayout, ...]:
     done: dict[int, ModuleLayout] = {}
-    for draft in _contexts_first(drafts):
+    for draft in contexts_first(drafts):
         done[draft.index] = _module(draft, contexts.of(draft), done, salt)
     return tuple(done[draft.index] for draft in drafts)
 
@@ -198,37 +164,5 @@ def _module(
         key=b"",
         packed=b"",
     )
-    key, packed = _identify(module, done, salt)
+    key, packed = identify(module, done, salt)
     return replace(module, key=key, packed=packed)
-
-
-def _identify(
-    module: ModuleLayout, done: Mapping[int, ModuleLayout], salt: bytes
-) -> tuple[bytes, bytes]:
-    """Key and packed form of a module, given those of all modules of its context."""
-    spans = tuple(_span(done[span.index], span) for span in module.context)
-    sequence = SequencePlan(spans, module.position_runs)
-    key = _key(sequence, module.token_ids, module.kept_runs, salt)
-    recipe = Recipe(sequence, module.kept_runs, _unread_ids(module))
-    return key, pack_recipe(recipe) if module.is_reusable else b""
-
-
-def _unread_ids(module: ModuleLayout) -> tuple[int, ...]:
-    """Own tokens of a module that no prompt has, though it imports the module."""
-    if module.name == PRIMER_NAME:
-        return module.token_ids
-    holes = subtract_runs([Run(0, len(module.token_ids))], module.kept_runs)
-    return tuple(i for run in holes for i in module.token_ids[run.start : run.end])
-
-
-def _span(module: ModuleLayout, span: ContextSpan) -> ModuleSpan:
-    return ModuleSpan(module.key, module.num_kept_tokens, (Run(0, span.num_tokens),))
-
-
-def _key(
-    sequence: SequencePlan, token_ids: tuple[int, ...], kept_runs: tuple[Run, ...], salt: bytes
-) -> bytes:
-    """Equal for two modules if and only if their blocks are interchangeable."""
-    spans = [(span.key, span.num_module_tokens, span.runs) for span in sequence.spans]
-    parts = (KEY_VERSION, (spans, sequence.position_runs, None), token_ids, kept_runs, salt)
-    return sha256(msgspec.msgpack.encode(parts)).digest()

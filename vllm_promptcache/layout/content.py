@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
@@ -52,6 +53,26 @@ class Piece:
         return PlacedText(self.text, self.before)
 
 
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """New text of a prompt with no import in between.
+
+    Attributes:
+        scope: Module whose import holds the text; the root at the top of the prompt.
+        after: The module imported before the text in the same element, if any.
+        before: The module imported behind the text in the same element, if any.
+        pieces: The text.
+    """
+
+    scope: ModuleLayout
+    after: ModuleLayout | None
+    before: ModuleLayout | None
+    pieces: tuple[Piece, ...]
+
+
+SizedText: TypeAlias = tuple[TextGroup, int]
+"""New text and how many tokens it has."""
+
 Item: TypeAlias = Piece | Param | Module | Union | Import
 
 
@@ -88,6 +109,35 @@ def _items(
                 yield from _wrapped(child, tokenizer)
             case _:
                 yield child
+
+
+def texts_in(
+    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str | None = None
+) -> Iterator[PlacedText]:
+    """All texts of a schema that are tokenised; `before` as for `items`."""
+    for item in items(children, tokenizer, before):
+        match item:
+            case Piece():
+                yield item.placed
+            case Param(placeholder=str(text)):
+                yield PlacedText(text)
+            case Module():
+                yield from texts_in(item.children, tokenizer)
+            case Union():
+                yield from texts_in(item.members, tokenizer)
+
+
+def first_text(
+    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str
+) -> PlacedText | None:
+    """The text that a schema begins with, None if it begins with a module or a union."""
+    for item in items(children, tokenizer, before):
+        if not isinstance(item, Piece):
+            return None
+        # The prefix of a role may be empty.
+        if item.text:
+            return item.placed
+    return None
 
 
 def roles_in(children: Iterable[SchemaNode] | Iterable[PromptNode]) -> Iterator[Role[Any]]:

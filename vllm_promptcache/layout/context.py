@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_promptcache.layout.drafts import ModuleDraft
-from vllm_promptcache.layout.primer import path_to, room_for_primer
-from vllm_promptcache.layout.schema_layout import ContextSpan
+from vllm_promptcache.layout.module_layout import ContextSpan
+from vllm_promptcache.layout.placement import Placement
+from vllm_promptcache.layout.primer import path_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,12 @@ class Contexts:
     Attributes:
         drafts: All modules, placed.
         primers: Primers by the index of the module that they are in.
-        is_compact: Whether the text of a module behind the first one nested in it may be anywhere.
+        placement: How they were placed.
     """
 
     drafts: Sequence[ModuleDraft]
     primers: Mapping[int, ModuleDraft]
-    is_compact: bool
+    placement: Placement
 
     def of(self, draft: ModuleDraft) -> tuple[ContextSpan, ...]:
         """The context of a module or primer, outermost first.
@@ -42,7 +43,7 @@ class Contexts:
         """What a module around the one in question contributes, last part first."""
         primer = self.primers.get(around.index)
         if draft.policy == "primed" and primer is not None:
-            room = room_for_primer(around, inner, is_compact=self.is_compact)
+            room = self.placement.room_for_primer(around, inner)
             # Whole sentences: a module would take the rest of one for its own.
             yield ContextSpan(primer.index, primer.num_kept_within(room))
         if around.cached:

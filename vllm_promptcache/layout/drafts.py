@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark
+from vllm_promptcache.layout.module_layout import ParameterSlot, RoleMark
 from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
 from vllm_promptcache.sequence.runs import Run
 

@@ -1,189 +1,193 @@
-"""Gives every piece of a schema its positions (paper, section 3.3)."""
+"""Where modules and text lie, by a schema's `layout` and `order` (docs/how-it-works.md: Layouts).
+
+A schema's placement is chosen when it is compiled. It gives the modules their positions; its layout
+holds it, and it places what prompts import and write.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from operator import attrgetter
 
-from vllm_promptcache.layout.content import Piece, items
+from vllm_promptcache.layout.compact_placer import CompactPlacer
+from vllm_promptcache.layout.content import SizedText
 from vllm_promptcache.layout.drafts import ModuleDraft
-from vllm_promptcache.layout.piecewise import PlacedText
-from vllm_promptcache.layout.schema_layout import ParameterSlot, RoleMark, UnionLayout
-from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import (
-    EncodePolicy,
-    Module,
-    Param,
-    Pin,
-    Repair,
-    SchemaNode,
-    Union,
-)
+from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.shifts import Shifts
+from vllm_promptcache.layout.text_placer import TextPlacer
+from vllm_promptcache.pml.ast import Import, PromptNode, Schema
 
 
-def texts_in(
-    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str | None = None
-) -> Iterator[PlacedText]:
-    """All texts of a schema that are tokenised; `before` as for `items`."""
-    for item in items(children, tokenizer, before):
-        match item:
-            case Piece():
-                yield item.placed
-            case Param(placeholder=str(text)):
-                yield PlacedText(text)
-            case Module():
-                yield from texts_in(item.children, tokenizer)
-            case Union():
-                yield from texts_in(item.members, tokenizer)
-
-
-def first_text(
-    children: Iterable[SchemaNode], tokenizer: LayoutTokenizer, before: str
-) -> PlacedText | None:
-    """The text that a schema begins with, None if it begins with a module or a union."""
-    for item in items(children, tokenizer, before):
-        if not isinstance(item, Piece):
-            return None
-        # The prefix of a role may be empty.
-        if item.text:
-            return item.placed
-    return None
-
-
-@dataclass(slots=True)
-class Placement:
-    """Walks a schema in document order and hands out positions from 0 on.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a prompt's modules and the text between them go.
 
     Attributes:
-        tokenizer: Knows the chat roles and the placeholder token.
-        token_ids: Tokens of the preamble and of every text in `texts_in`.
-        default_encode: Policy of modules that do not say their own.
-        default_repair: Repair of modules that do not say their own.
-        default_pin: Pin of modules that do not say their own.
-        is_compact: Whether nested modules take no positions of what is around them.
-        has_leads: Whether there are positions for a primer before each primed module.
-        modules: Filled by `place`, in document order, the root first.
-        unions: Filled by `place`, in document order.
-        cursor: The next position.
+        modules: How far the positions of each module are shifted, and where its extent ends, by
+            index; empty if all modules are where the schema puts them.
+        starts: First position of each group of text.
     """
 
-    tokenizer: LayoutTokenizer
-    token_ids: Mapping[PlacedText, list[int]]
-    default_encode: EncodePolicy
-    default_repair: Repair
-    default_pin: Pin | None
-    is_compact: bool = False
-    has_leads: bool = False
-    modules: list[ModuleDraft] = field(default_factory=list)
-    unions: list[UnionLayout] = field(default_factory=list)
-    cursor: int = 0
+    modules: Mapping[int, tuple[Shifts, int]]
+    starts: list[int]
 
-    def place(
-        self, children: Sequence[SchemaNode], *, start_ids: list[int], start: str, preamble: str
-    ) -> None:
-        """Places a whole schema.
+
+class Placement(ABC):
+    """Places the modules of a schema, then those of a prompt and its text."""
+
+    has_leads = False
+    """Whether there are positions for a primer before each primed module."""
+
+    @abstractmethod
+    def behind(self, start: int, end: int) -> int:
+        """Where a module goes on behind modules nested in it that lie from `start` to `end`."""
+
+    @abstractmethod
+    def num_reusable(self, draft: ModuleDraft) -> int:
+        """Kept tokens of a module, from the first one on, that no prompt's modules pull apart."""
+
+    @abstractmethod
+    def room_for_primer(self, around: ModuleDraft, inner: ModuleDraft) -> int:
+        """Positions behind a module's head that its own text leaves before one nested in it."""
+
+    @abstractmethod
+    def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
+        """Those of a schema's scaffolds whose positions are known before any prompt is."""
+
+    def in_order(
+        self, children: Sequence[PromptNode], index_of: Callable[[Import], int]
+    ) -> Sequence[PromptNode]:
+        """The children of a prompt in the order in which they are placed.
 
         Args:
-            children: The schema's children.
-            start_ids: Tokens for positions from 0 on, unless the text there begins with them.
-            start: Text that stands there by itself: BOS where the chat template writes it, or none.
-            preamble: Text behind it.
+            children: The children.
+            index_of: Looks up which module of the schema an import names.
         """
-        root = ModuleDraft(
-            index=0,
-            path="",
-            parent=None,
-            union=None,
-            start=0,
-            policy="isolated",
-            cached=True,
-            repair=self.default_repair,
-            pin=self.default_pin,
-        )
-        self.modules.append(root)
-        before = self.tokenizer.placed(preamble, start) if preamble else None
-        first = before or first_text(children, self.tokenizer, start)
-        if self._ids(first)[: len(start_ids)] != start_ids:
-            self._text(root, start_ids)
-        if first is None and not start and self.tokenizer.opening:
-            # The document begins with whatever is imported first, or with new text.
-            self._text(root, self.tokenizer.opening)
-        self._text(root, self._ids(before))
-        self._fill(root, children, preamble or start)
+        return children
 
-    def _ids(self, placed: PlacedText | None) -> list[int]:
-        return [] if placed is None else self.token_ids[placed]
+    def left(self, path: Iterable[ModuleLayout], last: ModuleLayout) -> ModuleLayout | None:
+        """A module that imports have left, so that it can take in no other any more.
 
-    def _fill(
-        self, draft: ModuleDraft, children: Iterable[SchemaNode], before: str | None = None
-    ) -> None:
-        for item in items(children, self.tokenizer, before):
-            match item:
-                case Piece():
-                    start = self.cursor
-                    self._text(draft, self.token_ids[item.placed])
-                    if (edge := item.edge) is not None:
-                        position = start if edge.opens else self.cursor
-                        draft.role_marks.append(RoleMark(edge.role, edge.opens, position))
-                case Param():
-                    self._parameter(draft, item)
-                case Module() | Union():
-                    self._nested(draft, item)
-        draft.end = self.cursor
-        num_in_head = draft.num_kept_before(draft.head)
-        draft.num_reusable = num_in_head if self.is_compact else len(draft.kept_ids)
-        draft.last_descendant = len(self.modules) - 1
+        Args:
+            path: Those modules around an import that earlier ones have imported.
+            last: The module that the import before it names.
+        """
+        return None
 
-    def _nested(self, draft: ModuleDraft, item: Module | Union) -> None:
-        start = self.cursor
-        draft.head_end = start if draft.head_end is None else draft.head_end
-        if isinstance(item, Module):
-            self._module(draft, item, union=None)
-        else:
-            self._union(draft, item)
-        if self.is_compact:
-            self.cursor = start
+    @abstractmethod
+    def place(self, modules: Sequence[ModuleLayout], texts: Sequence[SizedText]) -> Places:
+        """Finds positions for the modules and the inner text of a prompt.
 
-    def _text(self, draft: ModuleDraft, token_ids: list[int]) -> None:
-        draft.add_text(token_ids, self.cursor)
-        self.cursor += len(token_ids)
+        Args:
+            modules: All modules that it imports, the root first, each one behind those around it.
+            texts: New text before its last import, in document order.
+        """
 
-    def _parameter(self, draft: ModuleDraft, param: Param) -> None:
-        draft.parameters[param.name] = ParameterSlot(param.name, self.cursor, param.length)
-        placed = PlacedText(param.placeholder) if param.placeholder else None
-        given = self._ids(placed)[: param.length]
-        padding = [self.tokenizer.placeholder_id] * (param.length - len(given))
-        draft.add_placeholders(given + padding, self.cursor)
-        self.cursor += param.length
 
-    def _module(self, parent: ModuleDraft, module: Module, union: int | None) -> None:
-        index = parent.children[module.name] = len(self.modules)
-        policy = module.encode or self.default_encode
-        if policy == "primed" and self.has_leads:
-            self.cursor += sum(map(len, self.tokenizer.primer))
-        draft = ModuleDraft(
-            index=index,
-            path=parent.path_of(module.name),
-            parent=parent.index,
-            union=union,
-            start=self.cursor,
-            policy=policy,
-            cached=module.cached,
-            repair=module.repair or self.default_repair,
-            pin=self.default_pin if module.pin is None else module.pin or None,
-        )
-        self.modules.append(draft)
-        self._fill(draft, module.children)
+class FixedPlacement(Placement):
+    """Each module has positions of its own in the schema (paper, section 3.3).
 
-    def _union(self, parent: ModuleDraft, union: Union) -> None:
-        index, start, end = len(self.unions), self.cursor, self.cursor
-        # Takes its place before the unions nested in its members: document order.
-        self.unions.append(UnionLayout(parent.index, (), None))
-        for member in union.members:
-            self.cursor = start
-            self._module(parent, member, index)
-            end = max(end, self.cursor)
-        self.cursor = end
-        members = tuple(parent.children[member.name] for member in union.members)
-        default = None if union.default is None else parent.children[union.default]
-        self.unions[index] = UnionLayout(parent.index, members, default)
+    Text takes positions that are free between them, or moves what is behind it.
+    """
+
+    def behind(self, start: int, end: int) -> int:
+        return end
+
+    def num_reusable(self, draft: ModuleDraft) -> int:
+        return len(draft.kept_ids)
+
+    def room_for_primer(self, around: ModuleDraft, inner: ModuleDraft) -> int:
+        first = bisect_left(around.runs, around.head, key=attrgetter("start"))
+        texts = (around.runs[i] for i in range(first, len(around.runs)))
+        text = next((run.start for run in texts if run.num_tokens), inner.start)
+        return min(inner.start, text) - around.head
+
+    def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
+        return scaffolds
+
+    def place(self, modules: Sequence[ModuleLayout], texts: Sequence[SizedText]) -> Places:
+        if not texts:
+            return Places({}, [])
+        placer = TextPlacer.of(modules)
+        for text, num_tokens in texts:
+            placer.place(text, num_tokens)
+        places = {}
+        if placer.moves:
+            shifts = Shifts.of(placer.moves)
+            places = {m.index: (shifts.around(m), placer.end_of(m)) for m in modules}
+        return Places(places, placer.starts)
+
+
+class CompactPlacement(Placement):
+    """Modules and text lie one behind the other in the order of the prompt, without gaps.
+
+    In the schema, modules nested in one all start where the first of them does, and take no
+    positions of it.
+    """
+
+    # Elsewhere a primer takes positions of the modules before.
+    has_leads = True
+
+    def behind(self, start: int, end: int) -> int:
+        return start
+
+    def num_reusable(self, draft: ModuleDraft) -> int:
+        return draft.num_kept_before(draft.head)
+
+    def room_for_primer(self, around: ModuleDraft, inner: ModuleDraft) -> int:
+        # Own text behind the head may be anywhere, so it is not before that.
+        return inner.start - around.head
+
+    def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
+        return ()
+
+    def left(self, path: Iterable[ModuleLayout], last: ModuleLayout) -> ModuleLayout | None:
+        return next((m for m in path if not m.index <= last.index <= m.last_descendant), None)
+
+    def place(self, modules: Sequence[ModuleLayout], texts: Sequence[SizedText]) -> Places:
+        placer = CompactPlacer.of(modules, texts)
+        placer.module(modules[0])
+        return Places(placer.places, [placer.starts[number] for number in range(len(texts))])
+
+
+class FreePlacement(CompactPlacement):
+    """Compact, and imports that commute are put into the order in which the schema has them.
+
+    Exact modules are shared by prompts that begin alike. Where the author of a schema says that its
+    modules may come in any order, prompts with the same modules begin alike, whichever server plans
+    them.
+    """
+
+    def in_order(
+        self, children: Sequence[PromptNode], index_of: Callable[[Import], int]
+    ) -> Sequence[PromptNode]:
+        """Sorts the imports before any text or role.
+
+        Those that bring new tokens come behind the others, since what is behind new tokens is
+        shared with fewer prompts.
+        """
+        nodes = takewhile(lambda node: isinstance(node, Import), children)
+        first = [node for node in nodes if isinstance(node, Import)]
+        first.sort(key=lambda node: (_is_new(node), index_of(node)))
+        return [*first, *children[len(first) :]]
+
+    def left(self, path: Iterable[ModuleLayout], last: ModuleLayout) -> ModuleLayout | None:
+        return None
+
+
+def placement_of(schema: Schema) -> Placement:
+    """The placement that a schema asks for."""
+    if schema.layout == "schema":
+        return FixedPlacement()
+    return FreePlacement() if schema.order == "any" else CompactPlacement()
+
+
+def _is_new(node: PromptNode) -> bool:
+    """Whether a node brings tokens that are computed."""
+    if not isinstance(node, Import):
+        return True
+    return bool(node.arguments) or any(map(_is_new, node.children))

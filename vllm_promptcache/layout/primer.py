@@ -7,11 +7,10 @@ much as it would behind other modules, whatever these say (benchmarks/QUALITY.md
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import attrgetter
 
 from vllm_promptcache.layout.drafts import ModuleDraft
+from vllm_promptcache.layout.placement import Placement
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import NO_REPAIR
 
@@ -20,14 +19,14 @@ PRIMER_NAME = "(primer)"
 
 
 def draft_primers(
-    drafts: Sequence[ModuleDraft], tokenizer: LayoutTokenizer, *, is_compact: bool
+    drafts: Sequence[ModuleDraft], tokenizer: LayoutTokenizer, placement: Placement
 ) -> Mapping[int, ModuleDraft]:
     """Drafts the primers of a schema: one behind the head of each module that has use for one.
 
     Args:
         drafts: All modules, placed.
         tokenizer: The model's tokenizer.
-        is_compact: Whether the schema is compact.
+        placement: How they were placed.
 
     Returns:
         Primers by the index of the module that they are in, with as many sentences as any module
@@ -36,7 +35,7 @@ def draft_primers(
     rooms: dict[int, int] = {}
     for draft in drafts:
         for inner, around in path_to(draft, drafts) if draft.policy == "primed" else ():
-            room = room_for_primer(around, inner, is_compact=is_compact)
+            room = placement.room_for_primer(around, inner)
             rooms[around.index] = max(room, rooms.get(around.index, 0))
     parents = [drafts[index] for index, room in sorted(rooms.items()) if room]
     return {
@@ -53,20 +52,6 @@ def path_to(
         around = drafts[draft.parent]
         yield draft, around
         draft = around
-
-
-def room_for_primer(around: ModuleDraft, inner: ModuleDraft, *, is_compact: bool) -> int:
-    """Positions between a module's head and one nested in it, or its own text before that.
-
-    In a compact schema its own text behind the head may be anywhere, so it is not before that.
-    """
-    end = inner.start
-    if not is_compact:
-        index = bisect_left(around.runs, around.head, key=attrgetter("start"))
-        texts = (around.runs[i] for i in range(index, len(around.runs)))
-        text = next((run.start for run in texts if run.num_tokens), end)
-        end = min(end, text)
-    return end - around.head
 
 
 def _primer(

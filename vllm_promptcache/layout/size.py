@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sys import getsizeof
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.pml.ast import Schema
 
 # Of a module: the object, its path, mappings and small tuples, its places in the layout's tables.

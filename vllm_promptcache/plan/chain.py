@@ -16,7 +16,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from vllm_promptcache.layout.schema_layout import ContextSpan, ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.module_layout import ContextSpan, ModuleLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.size import PIECE_BYTES, module_bytes
 from vllm_promptcache.plan.pieces import Piece, pieces_of
 from vllm_promptcache.sequence.runs import Run, merge_runs

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from vllm_promptcache.errors import PlanError
-from vllm_promptcache.layout.schema_layout import RoleMark
+from vllm_promptcache.layout.module_layout import RoleMark
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.new_tokens import NewText
 from vllm_promptcache.pml.ast import Prompt, RoleName

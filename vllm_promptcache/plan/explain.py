@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_promptcache.layout.schema_layout import ContextPolicy, ModuleLayout
+from vllm_promptcache.layout.module_layout import ContextPolicy, ModuleLayout
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
 from vllm_promptcache.sequence.block_table import BlockTable, Part
 from vllm_promptcache.sequence.runs import Run

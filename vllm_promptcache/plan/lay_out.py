@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from vllm_promptcache.layout.content import TextGroup
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
-from vllm_promptcache.plan.compact import place_compactly
 from vllm_promptcache.plan.new_tokens import (
     NewText,
     TokenIds,
@@ -18,9 +18,9 @@ from vllm_promptcache.plan.new_tokens import (
     tokenize,
 )
 from vllm_promptcache.plan.prompt_plan import PromptPlan, make_plan
-from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup, resolve_prompt
+from vllm_promptcache.plan.resolve import resolve_prompt
+from vllm_promptcache.plan.resolved import ResolvedPrompt
 from vllm_promptcache.plan.reuse import Reuse, ReuseChooser
-from vllm_promptcache.plan.text_placement import place_in_gaps
 from vllm_promptcache.plan.within import check_bytes, choose_within
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
@@ -112,6 +112,4 @@ def _place(
     def num_tokens(group: TextGroup) -> int:
         return sum(len(token_ids[piece.placed]) for piece in group.pieces)
 
-    if layout.is_compact:
-        return place_compactly(layout, resolved, num_tokens)
-    return place_in_gaps(layout, resolved, num_tokens)
+    return resolved.placed(layout, num_tokens)

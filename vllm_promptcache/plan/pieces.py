@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout
+from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.sequence.runs import Run, locate
 
 

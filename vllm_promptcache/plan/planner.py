@@ -9,9 +9,10 @@ from hashlib import sha256
 from threading import Lock
 
 from vllm_promptcache.errors import ClientError, NotFoundError, UnsupportedError
-from vllm_promptcache.layout.compiler import compile_schema, salted
+from vllm_promptcache.layout.compiler import compile_schema
 from vllm_promptcache.layout.content import roles_in
 from vllm_promptcache.layout.derived import DerivedCache
+from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.size import salted_bytes
@@ -21,9 +22,9 @@ from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.messages import prompt_in_messages, system_text, untrimmed
+from vllm_promptcache.plan.names import quote_some
 from vllm_promptcache.plan.new_tokens import NewText
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
-from vllm_promptcache.plan.resolve import quote_some
 from vllm_promptcache.plan.variants import Compiled, Surroundings, Variants
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (

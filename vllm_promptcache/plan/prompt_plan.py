@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.pieces import pieces_of
 from vllm_promptcache.sequence.codec import (

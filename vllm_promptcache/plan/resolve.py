@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.layout.content import Piece, items, roles_in
-from vllm_promptcache.layout.schema_layout import (
-    ROOT,
-    ModuleLayout,
-    ParameterSlot,
-    SchemaLayout,
-)
+from vllm_promptcache.layout.content import Piece, TextGroup, items, roles_in
+from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout, ParameterSlot
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
-from vllm_promptcache.plan.order import in_document_order
+from vllm_promptcache.plan.names import Names
+from vllm_promptcache.plan.resolved import GivenArgument, ResolvedPrompt
 from vllm_promptcache.pml.ast import Argument, FieldLocation, Import, Place, Prompt, PromptNode
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
-
-_MAX_NUM_LISTED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TextGroup:
-    """New text with no import in between.
-
-    Attributes:
-        scope: Module whose import holds the text; the root at the top of the prompt.
-        after: The module imported before the text in the same element, if any.
-        before: The module imported behind the text in the same element, if any.
-        pieces: The text.
-    """
-
-    scope: ModuleLayout
-    after: ModuleLayout | None
-    before: ModuleLayout | None
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GivenArgument:
-    """An argument and the place it is for."""
-
-    module: ModuleLayout
-    slot: ParameterSlot
-    argument: Argument
-
-    def within(self, module: ModuleLayout) -> GivenArgument:
-        """The same argument where the module is at another place."""
-        return GivenArgument(module, module.parameters[self.slot.name], self.argument)
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedPrompt:
-    """A prompt whose names have been looked up.
-
-    Attributes:
-        modules: Modules that are imported, also implicitly; the root first, each one behind its
-            ancestors, otherwise in the order of the prompt.
-        arguments: Arguments of all parameters of `modules`.
-        inner: New text before the last import, in document order.
-        trailing: New text behind it, in document order.
-        has_roles: Whether the prompt or its schema uses chat roles.
-    """
-
-    modules: tuple[ModuleLayout, ...]
-    arguments: tuple[GivenArgument, ...]
-    inner: tuple[TextGroup, ...]
-    trailing: tuple[TextGroup, ...]
-    has_roles: bool
-
-    def with_modules(self, modules: Iterable[ModuleLayout]) -> ResolvedPrompt:
-        """The same prompt with its modules, and so their parameters, at other places."""
-        placed = {module.index: module for module in modules}
-        arguments = (given.within(placed[given.module.index]) for given in self.arguments)
-        return replace(self, modules=tuple(placed.values()), arguments=tuple(arguments))
 
 
 def resolve_prompt(
@@ -100,10 +38,11 @@ def resolve_prompt(
         is_first = not layout.has_roles and num_roles == 0
         tokenizer.roles.check(role, prompt.source, is_first=is_first)
         num_roles += 1
-    resolver = _Resolver(prompt, layout, tokenizer, budgets)
-    children: Sequence[PromptNode] = prompt.children
-    if layout.has_free_order:
-        children = in_document_order(children, lambda e: resolver.find(e, layout.root).index)
+    names = Names(layout, prompt.source)
+    resolver = _Resolver(prompt, layout, names, tokenizer, budgets)
+    children = layout.placement.in_order(
+        prompt.children, lambda element: names.find(element, layout.root).index
+    )
     resolver.visit(children, layout.root)
     resolver.import_defaults()
     return ResolvedPrompt(
@@ -113,12 +52,6 @@ def resolve_prompt(
         trailing=tuple(resolver.groups[resolver.num_inner :]),
         has_roles=layout.has_roles or num_roles > 0,
     )
-
-
-def quote_some(names: Sequence[str]) -> str:
-    """Quotes names within a message; leaves some out where there are very many."""
-    dots = ", ..." if len(names) > _MAX_NUM_LISTED else ""
-    return ", ".join(map(quote, names[:_MAX_NUM_LISTED])) + dots
 
 
 @dataclass(slots=True)
@@ -136,6 +69,7 @@ class _Resolver:
 
     prompt: Prompt
     layout: SchemaLayout
+    names: Names
     tokenizer: LayoutTokenizer
     budgets: Budgets
     places: dict[int, Place] = field(default_factory=dict)
@@ -156,7 +90,7 @@ class _Resolver:
             if isinstance(item, Piece):
                 pieces.append(item)
             elif isinstance(item, Import):
-                module = self.find(item, scope)
+                module = self.names.find(item, scope)
                 self._group(TextGroup(scope, after, module, tuple(pieces)))
                 self._import(item, module)
                 self.visit(item.children, module)
@@ -198,12 +132,12 @@ class _Resolver:
         for argument in element.arguments:
             if argument.name not in module.parameters:
                 raise self._unknown_argument(module, argument)
-        self._check_order(module, element.location)
+        path = [*self.layout.ancestors(module), module]
+        self._check_order(path, element.location)
         self.elements[module.index] = element
         self.last = module
-        for ancestor in self.layout.ancestors(module):
-            self._add(ancestor, element.location)
-        self._add(module, element.location)
+        for outer in path:
+            self._add(outer, element.location)
         # An explicit import is where a missing argument belongs.
         self.places[module.index] = element.location
         self.num_inner = len(self.groups)
@@ -211,18 +145,21 @@ class _Resolver:
             message = f"new text before more than {self.budgets.max_texts} imports"
             raise self._error(element.location, message, "put the text behind the imports")
 
-    def _check_order(self, module: ModuleLayout, location: Place) -> None:
-        """Refuses an order that a compact layout cannot keep: modules lie within their parents."""
-        last, layout = self.last, self.layout
-        if last is None or not layout.is_compact or layout.has_free_order:
+    def _check_order(self, path: Sequence[ModuleLayout], location: Place) -> None:
+        """Refuses an order that the layout cannot keep: modules lie within their parents.
+
+        Args:
+            path: An import behind the modules around it.
+            location: Where it stands.
+        """
+        if self.last is None:
             return
-        for outer in (*layout.ancestors(module), module):
-            is_left = not outer.index <= last.index <= outer.last_descendant
-            if outer.index != ROOT and outer.index in self.places and is_left:
-                message = f"{quote(last.path)} stands between {quote(outer.path)} and "
-                message += f"{quote(module.path)}, which lies within it"
-                hint = f"import what is nested in {quote(outer.path)} right behind it"
-                raise self._error(location, message, hint)
+        known = (outer for outer in path if outer.index in self.places)
+        if (outer := self.layout.placement.left(known, self.last)) is not None:
+            message = f"{quote(self.last.path)} stands between {quote(outer.path)} and "
+            message += f"{quote(path[-1].path)}, which lies within it"
+            hint = f"import what is nested in {quote(outer.path)} right behind it"
+            raise self._error(location, message, hint)
 
     def _add(self, module: ModuleLayout, location: Place) -> None:
         if module.index in self.places:
@@ -236,37 +173,6 @@ class _Resolver:
                 )
                 raise self._error(location, message, "leave one of them out")
         self.places[module.index] = location
-
-    def find(self, element: Import, scope: ModuleLayout) -> ModuleLayout:
-        """The module that an import inside of `scope` names."""
-        *around, name = element.name.split("/")
-        for outer in around:
-            scope = self._named(outer, element.location, scope)
-        return self._named(name, element.location, scope)
-
-    def _named(self, name: str, place: Place, scope: ModuleLayout) -> ModuleLayout:
-        child = self.layout.children[scope.index].get(name)
-        if child is not None:
-            return self.layout.modules[child]
-        # In document order, so those inside of the scope follow each other.
-        named = self.layout.by_name.get(name, ())
-        inside = named[
-            bisect_right(named, scope.index) : bisect_right(named, scope.last_descendant)
-        ]
-        found = [self.layout.modules[index] for index in inside]
-        if not found:
-            raise self._unknown_module(name, place, scope)
-        if len(found) > 1:
-            paths = quote_some([module.path for module in found])
-            message = f"{quote(name)} is ambiguous: {paths}"
-            raise self._error(place, message, "spell out the modules around it")
-        return found[0]
-
-    def _unknown_module(self, name: str, place: Place, scope: ModuleLayout) -> PMLError:
-        where = quote(scope.path) if scope.path else f"schema {quote(self.layout.name)}"
-        message = f"there is no module {quote(name)} in {where}"
-        names = dict.fromkeys(module.name for module in self.layout.descendants(scope))
-        return self._error(place, message, did_you_mean(name, names))
 
     def _unknown_argument(self, module: ModuleLayout, argument: Argument) -> PMLError:
         message = f"{quote(module.path)} has no parameter {quote(argument.name)}"

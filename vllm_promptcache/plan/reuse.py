@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
+from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain, ChainPolicy
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired

@@ -21,9 +21,8 @@ def warm_plans(layout: SchemaLayout, *, block_size: int) -> Iterator[PromptPlan]
         return
     for module in _modules(layout):
         yield _plan(layout, module, block_size)
-    if not layout.is_compact:
-        for scaffold in _scaffolds(layout, block_size):
-            yield _plan(layout, scaffold, block_size)
+    for scaffold in _scaffolds(layout, block_size):
+        yield _plan(layout, scaffold, block_size)
 
 
 def _modules(layout: SchemaLayout) -> Iterator[list[PlannedModule]]:
@@ -35,7 +34,7 @@ def _modules(layout: SchemaLayout) -> Iterator[list[PlannedModule]]:
 
 
 def _scaffolds(layout: SchemaLayout, block_size: int) -> Iterator[list[PlannedModule]]:
-    for scaffold in layout.scaffolds:
+    for scaffold in layout.placement.known_ahead(layout.scaffolds):
         members = (layout.modules[index] for index in sorted(scaffold))
         chain = Chain.of(layout, members, "scaffold", block_size=block_size).modules
         if chain:

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
 
-from vllm_promptcache.layout.relocation import Shifts, relocated
-from vllm_promptcache.layout.schema_layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.plan.moves import Moves
-from vllm_promptcache.plan.resolve import ResolvedPrompt, TextGroup
+from vllm_promptcache.layout.content import TextGroup
+from vllm_promptcache.layout.module_layout import ModuleLayout, ancestors
+from vllm_promptcache.layout.moves import Moves
 
 _start = attrgetter("start")
-
-
-def place_in_gaps(
-    layout: SchemaLayout, resolved: ResolvedPrompt, num_tokens: Callable[[TextGroup], int]
-) -> tuple[ResolvedPrompt, list[int]]:
-    """Finds positions for the inner text of a prompt, see `TextPlacer.place`.
-
-    Returns:
-        The prompt with its modules where they are now, and where each group of `resolved.inner`
-        begins.
-    """
-    if not resolved.inner:
-        return resolved, []
-    placer = TextPlacer.of(layout, resolved.modules)
-    for group in resolved.inner:
-        placer.place(group, num_tokens(group))
-    if placer.moves:
-        shifts = Shifts.of(placer.moves)
-        modules = (
-            relocated(layout, m, shifts.around(m), placer.end_of(m)) for m in resolved.modules
-        )
-        resolved = resolved.with_modules(modules)
-    return resolved, placer.starts
 
 
 class _ModuleRun(NamedTuple):
@@ -71,7 +47,7 @@ class TextPlacer:
     before it, see `Moves`.
 
     Attributes:
-        layout: The prompt's schema.
+        modules: The imported modules by index.
         runs: Positions of imported modules' own tokens, parameters included; ascending.
         moves: What was moved to make room, by run.
         slots: The text placed so far by slot, in the order of its positions.
@@ -80,7 +56,7 @@ class TextPlacer:
             behind its start, by the module's index.
     """
 
-    layout: SchemaLayout
+    modules: Mapping[int, ModuleLayout]
     runs: list[_ModuleRun]
     moves: Moves
     slots: dict[int, list[_Text]] = field(default_factory=dict)
@@ -88,15 +64,16 @@ class TextPlacer:
     text_ends: dict[int, tuple[_Text, int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layout: SchemaLayout, modules: Iterable[ModuleLayout]) -> TextPlacer:
+    def of(cls, modules: Iterable[ModuleLayout]) -> TextPlacer:
         """Starts with the positions that the imported modules take."""
+        by_index = {module.index: module for module in modules}
         runs = [
             _ModuleRun(run.start, run.end, module.index)
-            for module in modules
+            for module in by_index.values()
             for run in module.position_runs
         ]
         runs.sort()
-        return cls(layout, runs, Moves([run.start for run in runs]))
+        return cls(by_index, runs, Moves([run.start for run in runs]))
 
     @property
     def starts(self) -> list[int]:
@@ -121,7 +98,7 @@ class TextPlacer:
         self.texts.append(text)
         # Where no token is, the one before counts: the end moves along with that.
         last = (text, num_tokens) if num_tokens else (self._add(position - 1, 0), 1)
-        for module in (*self.layout.ancestors(group.scope), group.scope):
+        for module in (*ancestors(group.scope, self.modules), group.scope):
             if position + num_tokens > self._text_end(module):
                 self.text_ends[module.index] = last
 
@@ -140,7 +117,7 @@ class TextPlacer:
 
     def _behind(self, module: ModuleLayout) -> int:
         position = max(self.end_of(module), self._text_end(module))
-        around = {ancestor.index for ancestor in self.layout.ancestors(module)}
+        around = {outer.index for outer in ancestors(module, self.modules)}
         slot = self.moves.num_until(position)
         if slot and self.runs[slot - 1].owner in around:
             position = max(position, self._run_end(slot - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from vllm_promptcache.plan.moves import Moves
+from vllm_promptcache.layout.moves import Moves
 
 
 def test_moves_against_sums() -> None:
