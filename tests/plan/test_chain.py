@@ -79,6 +79,17 @@ def test_a_scaffold_is_used_as_a_whole_or_not_at_all() -> None:
     assert prompts.plan("<a/> end").sequence == without.plan("<a/> end").sequence
 
 
+def test_scaffolds_of_compact_schemas_are_not_warmed() -> None:
+    """They may be anywhere."""
+
+    def num_plans(children: str, attributes: str) -> int:
+        return len(list(Prompts(children, attributes).planner.warm_plans("s")))
+
+    for attributes, num_scaffolds in (("", 1), ('layout="compact"', 0)):
+        num_modules = num_plans(MODULES, attributes)
+        assert num_plans(MODULES + SCAFFOLD, attributes) == num_modules + num_scaffolds
+
+
 def test_a_prompt_of_nothing_but_a_scaffold_is_exact() -> None:
     prompts = Prompts(MODULES + '<scaffold modules="a b c"/>')
     plan = prompts.plan("<a/><b p='x'/> end")

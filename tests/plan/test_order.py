@@ -69,6 +69,15 @@ def test_a_nested_module_is_where_it_is_nested() -> None:
     assert imported(prompts, "<b/><i/> x") == "oo/ib"
 
 
+def test_imports_behind_text_may_come_back_to_a_module() -> None:
+    inner = '<module name="i">i1 i2 i3 i4</module><module name="j">j1 j2 j3 j4</module>'
+    children = f'<module name="o">o1 {inner}</module>' + DOCUMENTS
+    prompt = "<i/> x <b/> y <j/> z"
+    assert imported(Prompts(children, COMPACT), prompt) == "oo/io/jb"
+    error = Prompts(children, 'layout="compact"').refused(prompt)
+    assert error.message == "`b` stands between `o` and `o/j`, which lies within it"
+
+
 def test_an_unknown_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of unknown imports were put in order, under a lock, before one was looked up."""
     looked_up: list[str] = []
