@@ -78,16 +78,16 @@ def idle(llm: LLM) -> None:
 
 def exact_requests(llm: LLM) -> Collection[str]:
     """Returns a set that gets the ids of requests whose modules were promoted."""
-    promotions, ids = scheduler_of(llm).residency.promotions, set()
-    is_ready = promotions.is_ready
+    residency, ids = scheduler_of(llm).residency, set()
+    add = residency.add
 
-    def noting(exact: Any) -> bool:
-        ready: bool = is_ready(exact)
-        if ready:
-            ids.add(exact.request_id)
-        return ready
+    def noting(request: Any) -> None:
+        add(request)
+        modular = residency.get(request)
+        if modular is not None and modular.account.is_promoted:
+            ids.add(request.request_id)
 
-    promotions.is_ready = noting
+    residency.add = noting
     return ids
 
 
