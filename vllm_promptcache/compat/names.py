@@ -170,6 +170,9 @@ _CONNECTOR = Reliance(
     ("connector/connector.py", "connector/composed_connector.py", "steps/step.py"),
     {
         "vllm.distributed.kv_transfer": "get_kv_transfer_group has_kv_transfer_group",
+        "vllm.model_executor.layers.attention.kv_transfer_utils": (
+            "get_kv_transfer_group is_v1_kv_transfer_group"
+        ),
         "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorWorkerMetadata",
         "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1": (
             "_get_connector_metadata _kv_cache_manager get_num_new_matched_tokens "

@@ -31,6 +31,24 @@ def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:
     wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
 
 
+def leave_layers_alone(is_ours: Callable[[Any], bool]) -> None:
+    """Keeps attention layers from asking a connector for what it never has for a layer.
+
+    Symptom without it: in each step each layer looks up its name, its context and the connector's
+    metadata, plain requests' too.
+    Can go when a connector can say once that nothing of it is done layer by layer.
+
+    Args:
+        is_ours: Whether a worker's connector is such a one.
+    """
+    import vllm.model_executor.layers.attention.kv_transfer_utils as utils
+
+    def is_asked(original: Callable[[], bool]) -> bool:
+        return not is_ours(utils.get_kv_transfer_group()) and original()
+
+    wrap(utils, "is_v1_kv_transfer_group", is_asked)
+
+
 def after_initialize_kv_cache(act: Callable[[Any], None]) -> None:
     """Calls `act(model_runner)` when a V1 runner has made its KV cache; its model is there then.
 

@@ -31,6 +31,7 @@ from vllm_promptcache.compat.worker import (
     after_prepare_inputs,
     after_reload_weights,
     around_load_adapter,
+    leave_layers_alone,
     split_attention_rows,
 )
 from vllm_promptcache.core.reports.introspection import (
@@ -69,6 +70,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._worker: ModuleWorker
         self._kv_caches: dict[str, torch.Tensor]
         if role == KVConnectorRole.WORKER:
+            leave_layers_alone(lambda group: type(group) is PromptModuleConnector)
             after_prepare_inputs(_place_tokens)
             after_initialize_kv_cache(_bind_runner)
             after_reload_weights(_forget_model)
@@ -185,7 +187,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
     def has_connector_metadata(self) -> bool:
         """Tells vLLM's attention layers that no layer has anything to wait for or to save.
 
-        It is asked in every layer; copies run before and after the forward pass.
+        Copies run before and after the forward pass. It is asked beside another connector only.
         """
         return False
 
