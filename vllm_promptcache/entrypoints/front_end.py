@@ -30,6 +30,7 @@ from vllm_promptcache.pml import (
     Repair,
     SchemaPolicy,
     is_prompt,
+    load_grammar,
     parse_prompt,
     parse_repair,
     parse_schema,
@@ -83,8 +84,8 @@ class FrontEnd:
             budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
             on_remove=schema_series.forget,
         )
-        # Loads the grammar now, so that the first prompt need not.
-        parse_prompt('<prompt schema="none">none</prompt>')
+        # Now, so that the first malformed prompt need not.
+        load_grammar()
         folder = None
         if config.schemas is not None:
             folder = SchemaFolder(Path(config.schemas), planner)

@@ -35,6 +35,7 @@ from vllm_promptcache.pml.attributes import (
     parse_repair,
 )
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
+from vllm_promptcache.pml.markup import load_grammar
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
 from vllm_promptcache.pml.source import (
     DEFAULT_LIMITS,
@@ -78,6 +79,7 @@ __all__ = [
     "code_point",
     "did_you_mean",
     "is_prompt",
+    "load_grammar",
     "modules_in_scope",
     "own_params",
     "parse_duration",

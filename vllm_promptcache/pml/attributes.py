@@ -8,7 +8,7 @@ from typing import TypeVar, get_args
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.pml.ast import NO_REPAIR, Repair, RepairKind, Source
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
-from vllm_promptcache.pml.markup import Attribute, Element
+from vllm_promptcache.pml.elements import Attribute, Element
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 

@@ -6,7 +6,7 @@ from typing import get_args
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.pml.ast import RESERVED_NAMES, RoleName, Source, Text
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
-from vllm_promptcache.pml.markup import Element
+from vllm_promptcache.pml.elements import Element
 from vllm_promptcache.pml.text import WHITE_SPACE
 
 ROLES: Mapping[str, RoleName] = {role: role for role in get_args(RoleName)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lark import Token
 
-from vllm_promptcache.pml.ast import RESERVED_NAMES, Source
+from vllm_promptcache.pml.ast import RESERVED_NAMES, Location, Source
 from vllm_promptcache.pml.diagnostics import error_at, shorten
 from vllm_promptcache.pml.source import Limits
 
@@ -17,6 +17,16 @@ def tag_name(tag: str) -> str:
     found = _TAG_NAME.match(tag)
     assert found is not None, "the lexer lets only tags through"
     return found[1]
+
+
+def start_of(token: Token) -> Location:
+    """Where a token begins; those of the lexer always know."""
+    return Location(token.line or 1, token.column or 1)
+
+
+def is_module(name: str) -> bool:
+    """Whether an element of that name defines or imports a module."""
+    return name == "module" or name not in RESERVED_NAMES
 
 
 @dataclass(slots=True)
@@ -56,7 +66,7 @@ class Nesting:
 
     def _open(self, tag: Token) -> None:
         name = tag_name(tag)
-        self.num_modules += name == "module" or name not in RESERVED_NAMES
+        self.num_modules += is_module(name)
         self._limit(tag, self.num_modules, self.limits.max_modules, "modules")
         self._limit(tag, len(self.open_tags) + 1, self.limits.max_depth, "levels of nesting")
         if tag.type == "START_TAG":

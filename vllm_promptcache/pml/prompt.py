@@ -17,7 +17,7 @@ from vllm_promptcache.pml.ast import (
 from vllm_promptcache.pml.attributes import NAME_HINT, AttributeReader, is_name
 from vllm_promptcache.pml.content import ROLES
 from vllm_promptcache.pml.diagnostics import pml_error, quote, shorten
-from vllm_promptcache.pml.markup import Attribute, Element
+from vllm_promptcache.pml.elements import Attribute, Element
 
 
 @dataclass(frozen=True, slots=True)

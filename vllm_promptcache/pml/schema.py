@@ -24,8 +24,8 @@ from vllm_promptcache.pml.ast import (
 from vllm_promptcache.pml.attributes import AttributeReader
 from vllm_promptcache.pml.content import ROLES, checked_children
 from vllm_promptcache.pml.diagnostics import pml_error, quote
+from vllm_promptcache.pml.elements import Attribute, Element
 from vllm_promptcache.pml.files import FileReader, FileRefusedError
-from vllm_promptcache.pml.markup import Attribute, Element
 from vllm_promptcache.pml.text import plain_text
 
 _ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from lark import Token
-
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.pml.ast import Location, Source, Text
 from vllm_promptcache.pml.diagnostics import FORBIDDEN_CHARACTER, advance, error_at, quote
@@ -19,6 +17,21 @@ _ENTITY_HINT = "known are `&lt;`, `&gt;`, `&amp;`, `&quot;`, `&apos;`; others as
 _REFERENCE = re.compile(
     r"&#0*(?P<decimal>[0-9]{1,7});|&#x0*(?P<hex>[0-9A-Fa-f]{1,6});|&(?P<entity>[A-Za-z]\w*);|&"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of character data as it is written, such as a whole CDATA section.
+
+    Attributes:
+        offset: Where it begins, in characters of the document.
+        location: The same place.
+    """
+
+    raw: str
+    offset: int
+    location: Location
+    is_cdata: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +55,13 @@ def decode(source: Source, raw: str, offset: int) -> str:
     return _REFERENCE.sub(replace, raw) if "&" in raw else raw
 
 
-def start_of(token: Token) -> Location:
-    """Where a token begins; those of the lexer always know."""
-    return Location(token.line or 1, token.column or 1)
-
-
-def text_node(source: Source, tokens: Sequence[Token], preserve: bool) -> Text | None:
-    """Joins adjacent tokens to one node; None if only white space is left that does not count."""
-    if not preserve and all(token.type == "BLANK" for token in tokens):
-        return None  # Half the text of a document: worth a short cut.
-    read = [part for token in tokens for part in _parts(source, token)]
+def text_node(source: Source, pieces: Sequence[Piece], preserve: bool) -> Text | None:
+    """Joins adjacent pieces to one node; None if only white space is left that does not count."""
+    read = [part for piece in pieces for part in _parts(source, piece)]
     parts = read if preserve else _collapse(read)
     if not parts:
         return None
-    location = next((part.location for part in parts if part.location), start_of(tokens[0]))
+    location = next((part.location for part in parts if part.location), pieces[0].location)
     return Text("".join(part.text for part in parts), location)
 
 
@@ -81,15 +87,15 @@ def _collapses(part: _Part) -> bool:
     return part.location is None
 
 
-def _parts(source: Source, token: Token) -> Sequence[_Part]:
-    start, offset = start_of(token), token.start_pos or 0
-    if token.type == "CDATA":
-        body = token[len(_CDATA_START) : -len(_CDATA_END)]
+def _parts(source: Source, piece: Piece) -> Sequence[_Part]:
+    start, offset = piece.location, piece.offset
+    if piece.is_cdata:
+        body = piece.raw[len(_CDATA_START) : -len(_CDATA_END)]
         return [_Part(body, start)] if body else []
-    if _CDATA_END in token:
-        where = offset + token.index(_CDATA_END)
+    if _CDATA_END in piece.raw:
+        where = offset + piece.raw.index(_CDATA_END)
         raise error_at(source, where, "`]]>` ends no CDATA section", "write `]]&gt;`")
-    before, body, after = _split(token)
+    before, body, after = _split(piece.raw)
     body = decode(source, body, offset + len(before))
     parts = (_Part(before, None), _Part(body, advance(start, before)), _Part(after, None))
     return [part for part in parts if part.text]
