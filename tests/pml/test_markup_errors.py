@@ -4,6 +4,8 @@ import pytest
 
 from tests.pml.marked import assert_refused
 from vllm_promptcache.pml import parse_prompt
+from vllm_promptcache.pml.diagnostics import FORBIDDEN_CHARACTER
+from vllm_promptcache.pml.source import forbidden_character
 
 NAMES = "names consist of letters, digits, `_`, `.` and `-`; white space separates attributes"
 ENTITIES = "known are `&lt;`, `&gt;`, `&amp;`, `&quot;`, `&apos;`; others as `&#8364;`"
@@ -165,6 +167,14 @@ def test_forbidden_character_is_refused_and_not_repeated(char: str) -> None:
         parse_prompt(f'<prompt schema="s">a{char}b</prompt>')
     assert f"<prompt>:1:21: character U+{ord(char):04X} is not allowed" in str(caught.value)
     assert char not in str(caught.value)
+
+
+@pytest.mark.parametrize("around", ["ab", "é"])
+def test_forbidden_characters_are_those_of_xml(around: str) -> None:
+    chars = [*map(chr, range(256)), "\ud7ff", "\ud800", "\udfff", "\ufffd", "\ufffe", "\U0010ffff"]
+    found = [char for char in chars if forbidden_character(around + char + around)]
+    expected = [char for char in chars if FORBIDDEN_CHARACTER.match(char)]
+    assert found == expected
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_promptcache.pml.diagnostics import FORBIDDEN_CHARACTER
-from vllm_promptcache.pml.source import code_point, normalize_newlines
+from vllm_promptcache.pml.source import code_point, forbidden_character, normalize_newlines
 
 
 class FileRefusedError(Exception):
@@ -34,7 +33,7 @@ class FileReader:
             text = normalize_newlines(data.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise FileRefusedError(f"is not UTF-8 (byte {error.start})") from None
-        if bad := FORBIDDEN_CHARACTER.search(text):
+        if bad := forbidden_character(text):
             raise FileRefusedError(f"holds the character {code_point(bad[0])}")
         return text
 
