@@ -25,9 +25,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.engines import in_process, inspected_engine, scheduler_of
+from vllm_promptcache.evaluate.contenders import Contender
 from vllm_promptcache.evaluate.data import Row, read_data
 from vllm_promptcache.evaluate.metrics import score
-from vllm_promptcache.evaluate.policies import Policy
 from vllm_promptcache.evaluate.prompts import TASKS, Writer
 from vllm_promptcache.models import MODELS, embedded_model
 
@@ -52,21 +52,21 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupPolicy(Policy):
+class Group(Contender):
     """How a group of documents is written as a schema of its own, for one system.
 
     Attributes:
-        group: Number of the group.
+        number: Of the group.
         system: What serves it.
     """
 
-    group: int = 0
+    number: int = 0
     system: System = System("none")
 
     @property
     def schema_name(self) -> str:
         """Name of the group's schema."""
-        return f"g{self.group}"
+        return f"g{self.number}"
 
     @property
     def schema_attributes(self) -> str:
@@ -153,7 +153,7 @@ def run(model: str, system: System, trace: Sequence[Request]) -> Outcome:
         disable_log_stats=False,
     )
     for group, row in {request.group: request.row for request in trace}.items():
-        llm.add_schema(WRITER.schema(row, GroupPolicy("default", group=group, system=system)))
+        llm.add_schema(WRITER.schema(row, Group("default", number=group, system=system)))
     served = [_serve(llm, system, request) for request in track(trace, system.name)]
     stats = scheduler_of(llm).module_store.stats
     is_exact = not system.reuse or "exact" in system.attributes
@@ -175,8 +175,8 @@ def _serve(llm: Any, system: System, request: Request) -> tuple[Any, float]:
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=TASKS[request.row.metric].max_tokens)
-    policy = GroupPolicy("default", group=request.group, system=system)
-    prompt = WRITER.prompt(request.row, policy, request.order)
+    group = Group("default", number=request.group, system=system)
+    prompt = WRITER.prompt(request.row, group, request.order)
     (output,) = llm.generate(prompt, params, reuse=system.reuse, use_tqdm=False)
     start = time.perf_counter()
     while scheduler_of(llm).has_requests():

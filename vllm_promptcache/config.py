@@ -16,6 +16,14 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.policies import (
+    DEFAULT_POLICY,
+    NO_REPAIR,
+    EncodeName,
+    Policy,
+    Repair,
+    check_repair,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -41,14 +49,14 @@ class PromptModulesConfig:
     schemas_read_only: bool = False
     """Refuse to add, replace or remove schemas over HTTP."""
 
-    encode: Literal["isolated", "anchored", "primed", "exact"] = "primed"
+    encode: EncodeName = DEFAULT_POLICY.encode
     """What a module may attend to while it is encoded, where its schema does not say: nothing but
     itself (`isolated`, as in the paper), also the text of its ancestors that lies before it
     (`anchored`), besides that a made-up text in place of other modules (`primed`), or all that the
     prompt has before it (`exact`: answers equal those of a plain prefill, and only prompts that
     begin with the same modules share them)."""
 
-    repair: str = "query:15"
+    repair: str = str(DEFAULT_POLICY.repair)
     """Which tokens of reused modules each prompt computes again, where neither it nor its schema
     says: a share of them in percent, those that its end attends to most (`query:15`, after a first
     pass that finds out); the first tokens of each module (`head:16`); or `none`, which is fastest
@@ -109,13 +117,7 @@ class PromptModulesConfig:
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""
 
-    @field_validator("repair")
-    @classmethod
-    def _check_repair(cls, repair: str) -> str:
-        # Not at the top: vLLM loads this file in every process, the parser is for front ends.
-        from vllm_promptcache.pml import check_repair
-
-        return check_repair(repair)
+    _check_repair = field_validator("repair")(check_repair)
 
     @field_validator("profile")
     @classmethod
@@ -124,6 +126,11 @@ class PromptModulesConfig:
         if profile is not None and any(info.data.get(k, v) != v for k, v in defaults.items()):
             raise ValueError("a profile says `encode` and `repair`, so leave these out")
         return profile
+
+    @property
+    def policy(self) -> Policy:
+        """`encode` and `repair`."""
+        return Policy(self.encode, Repair.parse(self.repair) or NO_REPAIR)
 
     @classmethod
     def parse(cls, options: Any) -> Self:

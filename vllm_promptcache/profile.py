@@ -7,24 +7,31 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.pml.ast import Repair, SchemaPolicy
-from vllm_promptcache.pml.policies import parse_policy, policy_name
+from vllm_promptcache.policies import EXACT, Policy
 
 VERSION: Literal[1] = 1
-EXACT = "exact"
 
 
-def _canonical(name: str) -> str:
-    policy = parse_policy(name)
+def _policy(value: object) -> Policy:
+    policy = value if isinstance(value, Policy) else Policy.parse(str(value))
     if policy is None:
-        raise ValueError(f"{name!r} is no policy")
-    return policy_name(*policy)
+        raise ValueError(f"{value!r} is no policy")
+    return policy
 
 
-PolicyName = Annotated[str, AfterValidator(_canonical)]
+# In a file it is its name.
+NamedPolicy = Annotated[Policy, PlainValidator(_policy), PlainSerializer(str)]
 
 
 class _Part(BaseModel):
@@ -47,13 +54,13 @@ class Measured(_Part):
     """Figures of a policy, means over rows.
 
     Attributes:
-        policy: Its name.
+        policy: The policy.
         loss: Points of score, of 100, below a plain prefill; negative where it is above.
         kl: KL(plain || policy) of the first token, in nats.
         recomputed_share: Module tokens that are computed again, of all.
     """
 
-    policy: PolicyName
+    policy: NamedPolicy
     loss: float
     kl: float
     recomputed_share: float
@@ -79,8 +86,8 @@ class Profile(_Part):
     max_kl: float
     num_rows: int = Field(ge=1)
     measured: tuple[Measured, ...]
-    passed: tuple[PolicyName, ...]
-    default: PolicyName
+    passed: tuple[NamedPolicy, ...]
+    default: NamedPolicy
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -89,14 +96,7 @@ class Profile(_Part):
             raise ValueError("`passed` must have been measured, and `default` be one of these")
         return self
 
-    @property
-    def default_policy(self) -> tuple[SchemaPolicy, Repair]:
-        """How `default` encodes and repairs."""
-        policy = parse_policy(self.default)
-        assert policy is not None
-        return policy
-
-    def find(self, policy: str) -> Measured | None:
+    def find(self, policy: Policy) -> Measured | None:
         """The figures of a policy, None if it was not measured."""
         return next((found for found in self.measured if found.policy == policy), None)
 

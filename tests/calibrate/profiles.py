@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.profile import Measured, Profile, ProfiledModel
 
 
+def named(name: str) -> Policy:
+    policy = Policy.parse(name)
+    assert policy is not None
+    return policy
+
+
 def measured(policy: str, loss: float = 0.0, kl: float = 0.0, share: float = 0.0) -> Measured:
-    return Measured(policy=policy, loss=loss, kl=kl, recomputed_share=share)
+    return Measured(policy=named(policy), loss=loss, kl=kl, recomputed_share=share)
 
 
 def profile(**fields: Any) -> Profile:

@@ -14,6 +14,7 @@ from vllm_promptcache.calibrate.choice import (
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.bootstrap import Estimate
 from vllm_promptcache.evaluate.summary import Result
+from vllm_promptcache.policies import EXACT, Policy, Repair
 
 LIMITS = Limits(tolerance=1.0, max_kl=0.05)
 
@@ -56,17 +57,17 @@ def test_the_cheapest_that_passes_is_chosen() -> None:
         verdict("anchored+head:16", share=0.1),
         verdict("isolated+head:16", share=0.1),
     ]
-    assert choose_policy(verdicts) == "anchored+head:16"
-    assert choose_policy(verdicts[::-1]) == "isolated+head:16"
+    assert choose_policy(verdicts) == Policy("anchored", Repair("head", 16))
+    assert choose_policy(verdicts[::-1]) == Policy("isolated", Repair("head", 16))
 
 
 def test_exact_is_the_last_resort() -> None:
-    assert choose_policy([verdict("isolated", kl=1.0), verdict("anchored", -2.0)]) == "exact"
+    assert choose_policy([verdict("isolated", kl=1.0), verdict("anchored", -2.0)]) == EXACT
 
 
 def test_candidates_are_read_and_named_the_one_way() -> None:
-    policies = read_candidates("isolated+none, anchored+head:16,isolated")
-    assert [policy.name for policy in policies] == ["plain", "isolated", "anchored+head:16"]
+    contenders = read_candidates("isolated+none, anchored+head:16,isolated")
+    assert [contender.name for contender in contenders] == ["plain", "isolated", "anchored+head:16"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from vllm_promptcache.calibrate import __main__ as command
 from vllm_promptcache.evaluate import run
+from vllm_promptcache.policies import EXACT, Policy
 from vllm_promptcache.profile import config_sha256, read_profile
 
 POLICIES = "isolated,anchored+head:16"
@@ -64,16 +65,16 @@ def test_a_schema_that_fails_its_gate_is_served_exactly(
     assert command.main([*given, "--tolerance", "100", "--max-kl", "0"]) == 0
     assert "Chosen: exact, since no candidate passes." in capsys.readouterr().out
     profile = read_profile(path)
-    assert [measured.policy for measured in profile.measured] == POLICIES.split(",")
+    assert [str(measured.policy) for measured in profile.measured] == POLICIES.split(",")
     assert all(measured.kl > 0 for measured in profile.measured)
-    assert (profile.num_rows, profile.passed, profile.default) == (3, (), "exact")
+    assert (profile.num_rows, profile.passed, profile.default) == (3, (), EXACT)
     assert profile.model.config_sha256 == config_sha256(str(shallow))
     serve(shallow, path)
     # Other limits need no other run.
     monkeypatch.setattr(run, "running_engine", None)
     assert command.main([*given, "--tolerance", "100", "--max-kl", "100"]) == 0
     assert "Chosen: isolated, the cheapest that passes." in capsys.readouterr().out
-    assert read_profile(path).default == "isolated"
+    assert read_profile(path).default == Policy("isolated")
 
 
 def serve(model: Path, profile: Path) -> None:

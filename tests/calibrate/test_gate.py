@@ -24,13 +24,11 @@ LOST = (
 
 
 def planner(of: Profile) -> Planner:
-    encode, repair = of.default_policy
     return Planner(
         WordTokenizer(CHATML),
         max_model_len=100,
         block_size=4,
-        default_encode=encode,
-        default_repair=repair,
+        default_policy=of.default,
         gate=PolicyGate(of),
     )
 

@@ -14,7 +14,7 @@ from tests.calibrate.profiles import measured, profile, write
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.entrypoints.load_profile import load_profile
 from vllm_promptcache.errors import ClientError, UnsupportedError
-from vllm_promptcache.pml import NO_REPAIR, Repair
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.profile import config_sha256, read_profile
 
 
@@ -55,19 +55,11 @@ def test_policies_have_one_name_each() -> None:
     spelled = profile(
         measured=(measured("isolated+none"),), passed=("isolated+none",), default="isolated"
     )
-    assert spelled.measured[0].policy == spelled.passed[0] == "isolated"
-    assert spelled.find("isolated") is spelled.measured[0]
-    assert spelled.find("anchored") is None
-
-
-def test_the_default_is_taken_apart() -> None:
-    repaired = profile(
-        measured=(measured("anchored+head:16"),),
-        passed=("anchored+head:16",),
-        default="anchored+head:16",
-    )
-    assert repaired.default_policy == ("anchored", Repair("head", 16))
-    assert profile(default="exact").default_policy == ("exact", NO_REPAIR)
+    isolated = Policy("isolated")
+    assert spelled.measured[0].policy == spelled.passed[0] == isolated
+    assert spelled.find(isolated) is spelled.measured[0]
+    assert spelled.find(Policy("anchored")) is None
+    assert spelled.model_dump()["passed"] == ("isolated",)
 
 
 def engine(model: Path, **options: Any) -> Any:

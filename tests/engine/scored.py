@@ -25,6 +25,7 @@ from vllm_promptcache.engine import CPU_BLOCK_SIZE
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.plan import Explanation, Planner
 from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.policies import Policy
 
 # As many as vLLM gives unless told otherwise.
 NUM_LOGPROBS = 20
@@ -113,7 +114,7 @@ class Plans:
             self._tokenizer,
             max_model_len=MAX_MODEL_LEN,
             block_size=CPU_BLOCK_SIZE,
-            default_encode=PromptModulesConfig().encode,
+            default_policy=Policy(PromptModulesConfig().encode),
         )
         for schema in schemas:
             self._planner.add_schema(parse_schema(schema.pml))

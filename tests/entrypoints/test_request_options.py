@@ -13,7 +13,8 @@ from vllm_promptcache.entrypoints.renderer import plan_if_pml
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
-from vllm_promptcache.pml import DEFAULT_LIMITS, Import, Repair, Role, Text, is_prompt
+from vllm_promptcache.pml import DEFAULT_LIMITS, Import, Role, Text, is_prompt
+from vllm_promptcache.policies import Repair
 
 SCHEMA = """\
 <module name="x">Text of x. <module name="p">This is p. <param name="n" len="8"/></module>

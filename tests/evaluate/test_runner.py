@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_promptcache.evaluate.policies import read_policy
+from vllm_promptcache.evaluate.contenders import read_contender
 from vllm_promptcache.evaluate.runner import count_tokens
 from vllm_promptcache.plan.explain import ExplainedModule, ExplainedTokens, Explanation
 
@@ -48,4 +48,4 @@ EXPLAINED = Explanation(
     ],
 )
 def test_tokens_are_counted(name: str, is_new: bool, num_recomputed: int) -> None:
-    assert count_tokens(EXPLAINED, 11, read_policy(name), is_new) == (12, num_recomputed)
+    assert count_tokens(EXPLAINED, 11, read_contender(name), is_new) == (12, num_recomputed)

@@ -9,11 +9,12 @@ from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.runs import Run
 
 
 class Compiler:
-    """Compiles schemas with one tokenizer."""
+    """Compiles schemas with one tokenizer; modules are isolated unless a schema says more."""
 
     def __init__(self, tokenizer: WordTokenizer | None = None) -> None:
         self.words = tokenizer or WordTokenizer(CHATML)
@@ -21,7 +22,7 @@ class Compiler:
 
     def compile(self, children: str, attributes: str = "", **options: object) -> SchemaLayout:
         """Compiles a schema named `s` with these children."""
-        options = {"max_model_len": None} | options
+        options = {"max_model_len": None, "default_policy": Policy("isolated")} | options
         schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
         return compile_schema(schema, self.tokenizer, **options)  # type: ignore[arg-type]
 

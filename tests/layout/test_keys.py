@@ -9,6 +9,7 @@ import pytest
 from tests.layout.compiling import Compiler, by_path
 from vllm_promptcache.layout import ContextSpan
 from vllm_promptcache.layout.keys import salted
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.codec import unpack_recipe
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
@@ -31,7 +32,7 @@ def test_anchored_context_is_the_kept_text_of_ancestors_before_the_module() -> N
 
 
 def test_isolated_context_is_empty() -> None:
-    assert not any(contexts('encode="isolated"', default_encode="anchored").values())
+    assert not any(contexts('encode="isolated"', default_policy=Policy("anchored")).values())
 
 
 def test_policy_of_module_then_schema_then_default() -> None:
@@ -42,13 +43,17 @@ def test_policy_of_module_then_schema_then_default() -> None:
         ('encode="anchored"', "isolated", "anchored"),
         ('encode="isolated"', "anchored", "isolated"),
     ):
-        layout = Compiler().compile(children, attributes, default_encode=default)
-        assert [module.policy for module in layout.modules] == ["isolated", "isolated", expected]
+        layout = Compiler().compile(children, attributes, default_policy=Policy(default))
+        assert [module.policy.encode for module in layout.modules] == [
+            "isolated",
+            "isolated",
+            expected,
+        ]
 
 
 def test_a_nested_module_does_not_inherit_the_policy() -> None:
     children = '<module name="a" encode="anchored"><module name="b">y</module></module>'
-    assert Compiler().compile(children).modules[2].policy == "isolated"
+    assert Compiler().compile(children).modules[2].policy == Policy("isolated")
 
 
 def test_context_leaves_out_what_is_empty_or_never_cached() -> None:

@@ -10,6 +10,7 @@ from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner, PromptPlan
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.block_table import BlockTable
 
 
@@ -19,7 +20,7 @@ def engine_order(plan: PromptPlan) -> list[int]:
 
 
 class Prompts:
-    """Plans prompts for one schema, named `s`.
+    """Plans prompts for one schema, named `s`, whose modules are isolated unless it says more.
 
     Args:
         children: The schema's children.
@@ -47,6 +48,7 @@ class Prompts:
             self.words,
             max_model_len=max_model_len,
             block_size=block_size,
+            default_policy=Policy("isolated"),
             promotes=promotes,
             budgets=budgets,
         )

@@ -32,7 +32,7 @@ def test_exact_modules_are_behind_all_before_them() -> None:
     assert links(prompts, plan) == [("a", "r1 r2 a1 a2 a3 a4 a5"), ("c", "r3 c1 c2 c3 c4 c5")]
     first, second = (m.layout for m in plan.modules)
     assert [span.num_tokens for span in second.context] == [7]
-    assert (first.policy, second.policy) == ("exact", "exact")
+    assert (first.chain, second.chain) == ("exact", "exact")
     assert new(prompts, plan) == "end"
 
 
@@ -74,7 +74,7 @@ def test_a_scaffold_is_used_as_a_whole_or_not_at_all() -> None:
         ("c", "r3 c1 c2 c3 c4 c5"),
         ("b", "b1 b2 b3 b4 b5 b6"),
     ]
-    assert [m.layout.policy for m in plan.modules] == ["scaffold", "scaffold", "isolated"]
+    assert [m.layout.chain for m in plan.modules] == ["scaffold", "scaffold", None]
     without = Prompts(MODULES)
     assert prompts.plan("<a/> end").sequence == without.plan("<a/> end").sequence
 
@@ -93,9 +93,9 @@ def test_scaffolds_of_compact_schemas_are_not_warmed() -> None:
 def test_a_prompt_of_nothing_but_a_scaffold_is_exact() -> None:
     prompts = Prompts(MODULES + '<scaffold modules="a b c"/>')
     plan = prompts.plan("<a/><b p='x'/> end")
-    assert [m.layout.policy for m in plan.modules if m.reused] == ["isolated"] * 3
+    assert [m.layout.chain for m in plan.modules if m.reused] == [None] * 3
     plan = prompts.plan("<a/><b p='x'/><c/> end")
-    assert {m.layout.policy for m in plan.modules} == {"exact"}
+    assert {m.layout.chain for m in plan.modules} == {"exact"}
     assert (
         plan.packed
         == prompts.planner.plan(
@@ -108,7 +108,7 @@ def test_the_largest_scaffold_wins() -> None:
     small, large = '<scaffold modules="a c"/>', '<scaffold modules="a b c"/>'
     modules = MODULES + '<module name="d">d1 d2 d3 d4</module>' + small + large
     plan = Prompts(modules).plan("<a/><b p=''/><c/><d/> end")
-    assert [m.layout.path for m in plan.modules if m.layout.policy == "scaffold"] == ["a", "b", "c"]
+    assert [m.layout.path for m in plan.modules if m.layout.chain == "scaffold"] == ["a", "b", "c"]
 
 
 def test_anchored_modules_beside_a_scaffold_keep_their_context() -> None:

@@ -12,7 +12,7 @@ from tests.engine.planning_cases import LAYOUTS, documents, large_schemas
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner
-from vllm_promptcache.pml import Repair, parse_schema
+from vllm_promptcache.pml import parse_schema
 from vllm_promptcache.sequence.codec import unpack_plan
 
 MAX_MODEL_LEN = 16_384
@@ -29,8 +29,6 @@ def planner() -> Planner:
         WordTokenizer(),
         max_model_len=MAX_MODEL_LEN,
         block_size=16,
-        default_encode="primed",
-        default_repair=Repair("query", 15),
         promotes=True,
     )
     for schema in large_schemas(MAX_MODEL_LEN).values():

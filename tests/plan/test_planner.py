@@ -9,6 +9,7 @@ from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.errors import ClientError, PMLError
 from vllm_promptcache.plan import Planner
 from vllm_promptcache.pml import Limits, Schema, parse_schema
+from vllm_promptcache.policies import Policy
 
 
 def schema(text: str = "one", name: str = "travel", attributes: str = "") -> Schema:
@@ -74,13 +75,13 @@ def test_options_reach_the_compiler_and_the_parser() -> None:
         WordTokenizer(),
         max_model_len=10,
         block_size=4,
-        default_encode="anchored",
+        default_policy=Policy("anchored"),
         limits=Limits(max_document_bytes=40),
     )
     text = "one <module name='a'>two</module>"
     layout = planner.add_schema(schema(text, attributes='private="true"'))
     assert layout.private
-    assert layout.modules[1].policy == "anchored"
+    assert layout.modules[1].policy == Policy("anchored")
     public = planner.add_schema(schema(text, name="public"))
     assert public.modules[1].key != layout.modules[1].key
     with pytest.raises(PMLError, match="more than 40"):

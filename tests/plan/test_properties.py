@@ -19,7 +19,8 @@ from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.plan.warm import warm_plans
-from vllm_promptcache.pml import NO_REPAIR, Repair, parse_prompt, parse_schema
+from vllm_promptcache.pml import parse_prompt, parse_schema
+from vllm_promptcache.policies import NO_REPAIR, Repair
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.sequence.codec import unpack_plan
 from vllm_promptcache.sequence.prompt import ModulePrompt

@@ -74,6 +74,6 @@ def test_a_module_without_its_last_token_has_one_less_to_repair() -> None:
     assert attended(Prompts(MODULES.format("")), "", 100) == (0, 10, 8)
 
 
-def test_by_default_nothing_is_repaired_by_attention() -> None:
+def test_unless_it_is_asked_for_nothing_is_repaired_by_attention() -> None:
     plan = Prompts(MODULES.format("")).planner.plan('<prompt schema="s"><a/><b/> end</prompt>')
     assert unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens).attended == ()

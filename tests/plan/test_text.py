@@ -161,7 +161,7 @@ def test_an_anchored_module_is_moved_as_it_was_encoded_at_its_place() -> None:
     plan = prompts.plan("in <a/> end")
     assert prompts.new("in <a/> end") == {2: "in", 5: "end"}
     stays, moved = prompts.layout.modules[1], plan.modules[1].layout
-    assert (moved.policy, moved.context, moved.start) == ("anchored", stays.context, 3)
+    assert (moved.policy.encode, moved.context, moved.start) == ("anchored", stays.context, 3)
     assert (moved.position_runs, moved.encoded_runs) == ((Run(3, 2),), (Run(2, 2),))
     packed = unpack_plan(plan.packed, num_prompt_tokens=plan.num_tokens)
     assert moved.relocation == Relocation(moved.key, stays.key, 1)

@@ -10,13 +10,13 @@ from vllm_promptcache.pml import (
     Pin,
     Prompt,
     PromptNode,
-    Repair,
     Role,
     Schema,
     SchemaNode,
     Text,
     Union,
 )
+from vllm_promptcache.policies import Repair
 
 
 def print_schema(schema: Schema) -> str:
@@ -64,9 +64,7 @@ def _node(node: SchemaNode | PromptNode) -> str:
 
 
 def _repair(repair: Repair | None) -> str | None:
-    if repair is None:
-        return None
-    return repair.kind if repair.kind == "none" else f"{repair.kind}:{repair.amount}"
+    return None if repair is None else str(repair)
 
 
 def _pin(pin: Pin | Literal[False] | None) -> dict[str, str | None]:

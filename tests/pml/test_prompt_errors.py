@@ -3,7 +3,8 @@
 import pytest
 
 from tests.pml.marked import assert_refused
-from vllm_promptcache.pml import REPAIR_HINT, parse_prompt
+from vllm_promptcache.pml import parse_prompt
+from vllm_promptcache.policies import REPAIR_HINT
 
 NAME = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 EMPTY = ("an empty prompt", "import a module or write some text")

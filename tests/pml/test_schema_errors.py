@@ -3,7 +3,8 @@
 import pytest
 
 from tests.pml.marked import assert_refused
-from vllm_promptcache.pml import REPAIR_HINT, parse_schema
+from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.policies import REPAIR_HINT
 
 NAME = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 BODY = "`<module>`, `<union>`, `<param>`, `<parameter>`, `<system>`, `<user>`, `<assistant>`"

@@ -14,7 +14,6 @@ from vllm_promptcache.pml import (
     Pin,
     Prompt,
     PromptNode,
-    Repair,
     Role,
     Scaffold,
     Schema,
@@ -23,6 +22,7 @@ from vllm_promptcache.pml import (
     Text,
     Union,
 )
+from vllm_promptcache.policies import Repair
 
 PLACE = Location(1, 1)
 SOURCE = Source("<test>", "")

@@ -42,13 +42,13 @@ def calibrate(arguments: argparse.Namespace, progress_console: Console) -> None:
         PromptCacheError: Something given cannot be used.
     """
     check_metrics()
-    candidates = read_candidates(arguments.policies)
+    contenders = read_candidates(arguments.policies)
     if arguments.output.is_dir():
         raise ClientError(f"{arguments.output} is a folder, not a file to write")
     data = _read_data(arguments.data, arguments.limit)
     name = arguments.model
     digest = config_sha256(str(embedded_model(name)) if name in MODELS else name)
-    plain, *others = measure(arguments, data, candidates, digest, progress_console)
+    plain, *others = measure(arguments, data, contenders, digest, progress_console)
     limits = Limits(arguments.tolerance, arguments.max_kl)
     verdicts = judge(others, limits)
     model = ProfiledModel(name=name, config_sha256=digest)

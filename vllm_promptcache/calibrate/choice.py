@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.bootstrap import Estimate
-from vllm_promptcache.evaluate.policies import Policy, read_policies
+from vllm_promptcache.evaluate.contenders import Contender, with_plain
 from vllm_promptcache.evaluate.summary import Result
-from vllm_promptcache.pml.policies import parse_policy, policy_name
-from vllm_promptcache.profile import EXACT, Measured
+from vllm_promptcache.policies import EXACT, Policy
+from vllm_promptcache.profile import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +46,22 @@ class Verdict:
         return not self.objections
 
 
-def read_candidates(names: str) -> tuple[Policy, ...]:
+def read_candidates(names: str) -> tuple[Contender, ...]:
     """Reads names between commas; `plain` comes first, for comparison.
 
     Raises:
         ClientError: A name is not that of a policy that a schema can say, or is `exact`.
     """
-    return read_policies(",".join(map(_candidate, names.split(","))))
+    return with_plain(Contender.of(_candidate(name.strip())) for name in names.split(","))
 
 
-def _candidate(name: str) -> str:
-    policy = parse_policy(name.strip())
-    if policy is None or policy[0] == EXACT:
-        message = f"{name.strip()!r} is no candidate"
+def _candidate(name: str) -> Policy:
+    policy = Policy.parse(name)
+    if policy is None or policy == EXACT:
+        message = f"{name!r} is no candidate"
         hint = "name isolated, anchored or primed, alone or with a repair, such as primed+query:15"
         raise ClientError(message, hint)
-    return policy_name(*policy)
+    return policy
 
 
 def judge(results: Iterable[Result], limits: Limits) -> list[Verdict]:
@@ -72,7 +72,7 @@ def judge(results: Iterable[Result], limits: Limits) -> list[Verdict]:
 def _judge(result: Result, limits: Limits) -> Verdict:
     difference = result.figures["difference"]
     figures = Measured(
-        policy=result.policy,
+        policy=_candidate(result.policy),
         # Not `-0.0` where nothing is lost.
         loss=0.0 - difference.value,
         kl=result.figures["divergence"].value,
@@ -86,7 +86,7 @@ def _judge(result: Result, limits: Limits) -> Verdict:
     return Verdict(figures, difference, tuple(objections))
 
 
-def choose_policy(verdicts: Sequence[Verdict]) -> str:
+def choose_policy(verdicts: Sequence[Verdict]) -> Policy:
     """The cheapest policy that passes, the first of several; `exact` if none does."""
     passed = [verdict.figures for verdict in verdicts if verdict.passes]
     cheapest = min(passed, key=lambda figures: figures.recomputed_share, default=None)

@@ -10,8 +10,8 @@ from rich.console import Console
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.answers import AnswerLog, Refusal
 from vllm_promptcache.evaluate.arguments import engine_options
+from vllm_promptcache.evaluate.contenders import Contender
 from vllm_promptcache.evaluate.data import DataSet
-from vllm_promptcache.evaluate.policies import Policy
 from vllm_promptcache.evaluate.run import run
 from vllm_promptcache.evaluate.summary import Result, refusals, summarize
 
@@ -19,16 +19,16 @@ from vllm_promptcache.evaluate.summary import Result, refusals, summarize
 def measure(
     arguments: argparse.Namespace,
     data: DataSet,
-    policies: Sequence[Policy],
+    contenders: Sequence[Contender],
     digest: str,
     console: Console,
 ) -> list[Result]:
-    """Figures of all policies; runs what has not been run before.
+    """Figures of all contenders; runs what has not been run before.
 
     Args:
         arguments: The command line.
         data: The rows.
-        policies: The plain one, then the candidates.
+        contenders: The plain one, then the candidates.
         digest: SHA-256 of the model's `config.json`.
         console: Shows progress, and what was left out.
 
@@ -44,8 +44,8 @@ def measure(
         f"sha256 of {data.name}": data.sha256,
     }
     log = AnswerLog.open(arguments.output.with_name(f"{arguments.output.name}.answers"), settings)
-    names = [policy.name for policy in policies]
-    run(engine_options(arguments), [data], policies, log, arguments.max_tokens, console)
+    names = [contender.name for contender in contenders]
+    run(engine_options(arguments), [data], contenders, log, arguments.max_tokens, console)
     _report(refusals(data, names, log), len(data.rows), console)
     return summarize(data, names, log)
 

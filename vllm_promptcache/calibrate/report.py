@@ -11,7 +11,8 @@ from rich.table import Table
 
 from vllm_promptcache.calibrate.choice import Verdict
 from vllm_promptcache.evaluate.bootstrap import Estimate
-from vllm_promptcache.profile import EXACT, Profile
+from vllm_promptcache.policies import EXACT
+from vllm_promptcache.profile import Profile
 
 
 def print_verdicts(console: Console, verdicts: Sequence[Verdict], plain: Estimate) -> None:
@@ -29,7 +30,7 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict], plain: Estimat
     table.add_column("verdict")
     for verdict in verdicts:
         table.add_row(*_cells(verdict))
-    table.add_row(EXACT, "0.0", "0.000", "", "passes: it equals a plain prefill (not run)")
+    table.add_row(str(EXACT), "0.0", "0.000", "", "passes: it equals a plain prefill (not run)")
     console.print(table)
 
 
@@ -39,7 +40,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
     if difference.low is not None and difference.high is not None:
         loss += f" ({0 - difference.high:.1f}, {0 - difference.low:.1f})"
     return (
-        figures.policy,
+        str(figures.policy),
         loss,
         f"{figures.kl:.3f}",
         f"{figures.recomputed_share:.1%}",

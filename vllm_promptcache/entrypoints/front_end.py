@@ -24,15 +24,11 @@ from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.pml import (
-    NO_REPAIR,
     PROMPT_LIMITS,
     Prompt,
-    Repair,
-    SchemaPolicy,
     is_prompt,
     load_grammar,
     parse_prompt,
-    parse_repair,
     parse_schema,
 )
 from vllm_promptcache.sequence.block_table import BlockTable
@@ -72,13 +68,11 @@ class FrontEnd:
         """
         config = PromptModulesConfig.of(vllm_config)
         profile = load_profile(vllm_config)
-        encode, repair = _default_policy(config) if profile is None else profile.default_policy
         planner = Planner(
             tokenizer,
             max_model_len=vllm_config.model_config.max_model_len,
             block_size=vllm_config.cache_config.block_size,
-            default_encode=encode,
-            default_repair=repair,
+            default_policy=config.policy if profile is None else profile.default,
             gate=None if profile is None else PolicyGate(profile),
             promotes=config.promote_after > 0,
             budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
@@ -249,10 +243,6 @@ class FrontEnd:
         """Tokens in a KV cache block."""
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size
-
-
-def _default_policy(config: PromptModulesConfig) -> tuple[SchemaPolicy, Repair]:
-    return config.encode, parse_repair(config.repair) or NO_REPAIR
 
 
 def _evicted(config: PromptModulesConfig) -> str:

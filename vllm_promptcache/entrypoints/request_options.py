@@ -40,12 +40,11 @@ from vllm_promptcache.pml import (
     Role,
     Source,
     Text,
-    check_repair,
     code_point,
-    parse_repair,
     quote,
     size_bytes,
 )
+from vllm_promptcache.policies import Repair, check_repair
 
 REQUEST_FIELD = "prompt_modules"
 
@@ -111,7 +110,7 @@ class PromptModules(BaseModel):
         return Prompt(
             schema=self.schema_name,
             is_exact=self.encode == "exact",
-            repair=None if self.repair is None else parse_repair(self.repair),
+            repair=None if self.repair is None else Repair.parse(self.repair),
             children=children,
             source=Source(REQUEST_FIELD, ""),
             location=place,

@@ -59,7 +59,7 @@ def _policy(layout: SchemaLayout) -> str:
     if layout.is_exact:
         return "exact"
     # A schema without modules has its own text only, which is encoded alone.
-    return ", ".join(layout.policies) or "isolated"
+    return ", ".join(map(str, layout.policies)) or "isolated"
 
 
 def info_bytes(info: SchemaInfo) -> int:

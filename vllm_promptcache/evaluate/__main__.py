@@ -13,9 +13,9 @@ from rich.console import Console
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.evaluate.answers import AnswerLog
 from vllm_promptcache.evaluate.arguments import engine_options, exit_code, make_parser
+from vllm_promptcache.evaluate.contenders import read_contenders
 from vllm_promptcache.evaluate.data import DataSet, read_data
 from vllm_promptcache.evaluate.metrics import check_metrics
-from vllm_promptcache.evaluate.policies import read_policies
 from vllm_promptcache.evaluate.report import output_console, print_results, write_results
 from vllm_promptcache.evaluate.run import run
 from vllm_promptcache.evaluate.summary import refusals, summarize
@@ -38,13 +38,13 @@ def evaluate(arguments: argparse.Namespace, progress_console: Console) -> None:
         PromptCacheError: Something given cannot be used.
     """
     check_metrics()
-    policies = read_policies(arguments.policies)
+    contenders = read_contenders(arguments.policies)
     sets = _read_sets(arguments.data, arguments.limit, arguments.documents)
     settings = _settings(arguments)
     digests = {f"sha256 of {data.name}": data.sha256 for data in sets}
     log = AnswerLog.open(arguments.output, settings | digests)
-    names = [policy.name for policy in policies]
-    run(engine_options(arguments), sets, policies, log, arguments.max_tokens, progress_console)
+    names = [contender.name for contender in contenders]
+    run(engine_options(arguments), sets, contenders, log, arguments.max_tokens, progress_console)
     results = [result for data in sets for result in summarize(data, names, log)]
     skipped = [refusal for data in sets for refusal in refusals(data, names, log)]
     write_results(arguments.output, settings, results, skipped)

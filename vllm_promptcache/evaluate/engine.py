@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_promptcache.errors import ClientError, ModelError, UnsupportedError
+from vllm_promptcache.evaluate.contenders import PLAIN, Contender
 from vllm_promptcache.evaluate.data import Row
-from vllm_promptcache.evaluate.policies import PLAIN, Policy
 from vllm_promptcache.evaluate.prompts import Writer
 from vllm_promptcache.first_token import NUM_TOKENS
 from vllm_promptcache.models import MODELS, embedded_model
@@ -107,7 +107,7 @@ def _start(options: EngineOptions) -> LLM:
 
 def find_writer(llm: LLM) -> Writer:
     """Tells whether prompts can have roles. Adds a schema, and removes it."""
-    plain = Policy(PLAIN)
+    plain = Contender(PLAIN)
     try:
         llm.add_schema(Writer(has_roles=True).schema(_PROBE, plain))
     except UnsupportedError:
@@ -116,15 +116,15 @@ def find_writer(llm: LLM) -> Writer:
     return Writer(has_roles=True)
 
 
-def check_policy(llm: LLM, writer: Writer, policy: Policy) -> None:
+def check_contender(llm: LLM, writer: Writer, contender: Contender) -> None:
     """Plans a small prompt with a policy. Adds a schema, and removes it.
 
     Raises:
         ClientError: The engine does not know the policy.
     """
     try:
-        llm.add_schema(writer.schema(_PROBE, policy))
-        llm.explain(writer.prompt(_PROBE, policy))
-        llm.remove_schema(policy.schema_name)
+        llm.add_schema(writer.schema(_PROBE, contender))
+        llm.explain(writer.prompt(_PROBE, contender))
+        llm.remove_schema(contender.schema_name)
     except ClientError as error:
-        raise ClientError(f"policy {policy.name!r} cannot be used: {error.args[0]}") from error
+        raise ClientError(f"policy {contender.name!r} cannot be used: {error.args[0]}") from error

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from vllm_promptcache.evaluate.contenders import Contender
 from vllm_promptcache.evaluate.data import Metric, Row
-from vllm_promptcache.evaluate.policies import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Writer:
 
     has_roles: bool
 
-    def schema(self, row: Row, policy: Policy) -> str:
+    def schema(self, row: Row, contender: Contender) -> str:
         """The schema with the row's documents."""
         task = TASKS[row.metric]
         modules = "".join(
@@ -64,13 +64,13 @@ class Writer:
         )
         text = self._message("system", f"{task.instruction}\n\n{modules}")
         names = " ".join(f"d{index}" for index in range(len(row.docs)))
-        scaffold = f'<scaffold modules="{names}"/>' if policy.has_scaffold else ""
+        scaffold = f'<scaffold modules="{names}"/>' if contender.has_scaffold else ""
         return (
-            f'<schema name="{policy.schema_name}"{policy.schema_attributes}{self._space}>'
+            f'<schema name="{contender.schema_name}"{contender.schema_attributes}{self._space}>'
             f"{text}{scaffold}</schema>"
         )
 
-    def prompt(self, row: Row, policy: Policy, order: Sequence[int] | None = None) -> str:
+    def prompt(self, row: Row, contender: Contender, order: Sequence[int] | None = None) -> str:
         """The prompt that imports all of them, in an order if one is given, and asks."""
         indexes = range(len(row.docs)) if order is None else order
         imports = "".join(f"<d{index}/>" for index in indexes)
@@ -78,7 +78,7 @@ class Writer:
         if not self.has_roles:
             question = f"{question}\nAnswer:"
         return (
-            f'<prompt schema="{policy.schema_name}"{policy.prompt_attributes}{self._space}>'
+            f'<prompt schema="{contender.schema_name}"{contender.prompt_attributes}{self._space}>'
             f"{imports}{self._message('user', question)}</prompt>"
         )
 

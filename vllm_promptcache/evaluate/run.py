@@ -10,20 +10,20 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from vllm_promptcache.evaluate.answers import AnswerLog
+from vllm_promptcache.evaluate.contenders import Contender
 from vllm_promptcache.evaluate.data import DataSet
 from vllm_promptcache.evaluate.engine import (
     EngineOptions,
-    check_policy,
+    check_contender,
     find_writer,
     running_engine,
 )
-from vllm_promptcache.evaluate.policies import Policy
 
 
 def run(
     options: EngineOptions,
     sets: Sequence[DataSet],
-    policies: Sequence[Policy],
+    contenders: Sequence[Contender],
     log: AnswerLog,
     max_tokens: int | None,
     console: Console,
@@ -33,7 +33,7 @@ def run(
     Args:
         options: How the engine is started.
         sets: The rows.
-        policies: What answers them; begins with the plain one.
+        contenders: What answers them; begins with the plain one.
         log: Gets the answers.
         max_tokens: Tokens of an answer; None for what the metric's task has.
         console: Shows progress.
@@ -41,7 +41,7 @@ def run(
     Raises:
         PromptCacheError: The engine does not start, or does not know a policy.
     """
-    names = [policy.name for policy in policies]
+    names = [contender.name for contender in contenders]
     if not any(_is_open(log, data, names) for data in sets):
         return
     with ExitStack() as stack:
@@ -51,14 +51,15 @@ def run(
         from vllm_promptcache.evaluate.runner import Runner
 
         writer = find_writer(llm)
-        for policy in policies:
-            check_policy(llm, writer, policy)
+        for contender in contenders:
+            check_contender(llm, writer, contender)
         runner = Runner(llm, writer, log, max_tokens)
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         with Progress(*columns, console=console) as progress:
-            tasks = [progress.add_task(d.name, total=len(d.rows) * len(policies)) for d in sets]
+            num = len(contenders)
+            tasks = [progress.add_task(d.name, total=len(d.rows) * num) for d in sets]
             for data, task in zip(sets, tasks, strict=True):
-                runner.run(data, policies, partial(progress.advance, task))
+                runner.run(data, contenders, partial(progress.advance, task))
 
 
 def _is_open(log: AnswerLog, data: DataSet, policies: Sequence[str]) -> bool:

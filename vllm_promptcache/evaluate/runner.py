@@ -14,8 +14,8 @@ from vllm_promptcache import LLM, SamplingParams
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import ClientError, PlanError
 from vllm_promptcache.evaluate.answers import Answer, AnswerLog, Refusal
+from vllm_promptcache.evaluate.contenders import PLAIN, Contender
 from vllm_promptcache.evaluate.data import DataSet, Row
-from vllm_promptcache.evaluate.policies import PLAIN, Policy
 from vllm_promptcache.evaluate.prompts import TASKS, Writer
 from vllm_promptcache.first_token import NUM_TOKENS, FirstToken
 from vllm_promptcache.plan import Explanation
@@ -40,63 +40,65 @@ class Runner:
     max_tokens: int | None
     _schemas: dict[str, str] = field(default_factory=dict)
 
-    def run(self, data: DataSet, policies: Sequence[Policy], advance: Callable[[], None]) -> None:
-        """Runs a data set; `policies` begins with the plain one.
+    def run(
+        self, data: DataSet, contenders: Sequence[Contender], advance: Callable[[], None]
+    ) -> None:
+        """Runs a data set; `contenders` begins with the plain one.
 
         Args:
             data: The rows.
-            policies: What answers them.
-            advance: Called after each row and policy.
+            contenders: What answers them.
+            advance: Called after each row and contender.
         """
-        names = [policy.name for policy in policies]
+        names = [contender.name for contender in contenders]
         for before, row in zip((None, *data.rows), data.rows, strict=False):
             is_new = before is None or row.docs != before.docs
-            for policy in policies:
-                done = self.log.get(data.name, row.id, policy.name)
-                # A row that one policy cannot run is of no use for comparing the others.
+            for contender in contenders:
+                done = self.log.get(data.name, row.id, contender.name)
+                # A row that one of them cannot run is of no use for comparing the others.
                 if done is None and self.log.refusal(data.name, row.id, names) is None:
-                    self.log.append(self._answer(data.name, row, policy, is_new))
+                    self.log.append(self._answer(data.name, row, contender, is_new))
                 advance()
 
-    def _answer(self, data: str, row: Row, policy: Policy, is_new: bool) -> Answer | Refusal:
+    def _answer(self, data: str, row: Row, contender: Contender, is_new: bool) -> Answer | Refusal:
         try:
-            return self._run(data, row, policy, is_new)
+            return self._run(data, row, contender, is_new)
         except (ClientError, VLLMClientError) as error:
             reason = str(error.args[0] if error.args else error)
-            return Refusal(data, row.id, policy.name, reason)
+            return Refusal(data, row.id, contender.name, reason)
 
-    def _run(self, data: str, row: Row, policy: Policy, is_new: bool) -> Answer:
-        pml, max_tokens = self._prepare(row, policy)
+    def _run(self, data: str, row: Row, contender: Contender, is_new: bool) -> Answer:
+        pml, max_tokens = self._prepare(row, contender)
         explained = self._explain(pml, max_tokens)
-        modules = self._encode(pml) if policy.reuse else []
+        modules = self._encode(pml) if contender.reuse else []
         plain = self.log.get(data, row.id, PLAIN)
         first_token = plain.first_token if isinstance(plain, Answer) else None
-        output, first_token_s = self._ask(pml, policy, max_tokens, first_token)
+        output, first_token_s = self._ask(pml, contender, max_tokens, first_token)
         logprobs = _first_logprobs(output)
         reference = first_token or FirstToken.of(logprobs)
         num_reused = sum(module["tokens"] for module in modules)
-        num_module_tokens, num_recomputed = count_tokens(explained, num_reused, policy, is_new)
+        num_module_tokens, num_recomputed = count_tokens(explained, num_reused, contender, is_new)
         return Answer(
             data=data,
             row=row.id,
-            policy=policy.name,
+            policy=contender.name,
             text=output.outputs[0].text.strip(),
             divergence=reference.divergence(logprobs),
             first_token_s=first_token_s,
             num_module_tokens=num_module_tokens,
             num_recomputed_tokens=num_recomputed,
             num_encoded_tokens=sum(m["tokens"] for m in modules if m["status"] == "encoded"),
-            first_token=None if policy.reuse else reference,
+            first_token=None if contender.reuse else reference,
         )
 
-    def _prepare(self, row: Row, policy: Policy) -> tuple[str, int]:
+    def _prepare(self, row: Row, contender: Contender) -> tuple[str, int]:
         """Adds the schema in place of that for other documents; returns prompt and `max_tokens`."""
-        schema = self.writer.schema(row, policy)
-        if self._schemas.get(policy.schema_name) != schema:
-            self._schemas.pop(policy.schema_name, None)
+        schema = self.writer.schema(row, contender)
+        if self._schemas.get(contender.schema_name) != schema:
+            self._schemas.pop(contender.schema_name, None)
             self.llm.add_schema(schema)
-            self._schemas[policy.schema_name] = schema
-        return self.writer.prompt(row, policy), self.max_tokens or TASKS[row.metric].max_tokens
+            self._schemas[contender.schema_name] = schema
+        return self.writer.prompt(row, contender), self.max_tokens or TASKS[row.metric].max_tokens
 
     def _explain(self, pml: str, max_tokens: int) -> Explanation:
         """Plans a prompt; a `PlanError` says that it leaves no room for its answer."""
@@ -117,7 +119,7 @@ class Runner:
         return modules
 
     def _ask(
-        self, pml: str, policy: Policy, max_tokens: int, first_token: FirstToken | None
+        self, pml: str, contender: Contender, max_tokens: int, first_token: FirstToken | None
     ) -> tuple[RequestOutput, float]:
         """Runs a prompt whose modules are resident; returns its time to the first token as well."""
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
@@ -126,7 +128,7 @@ class Runner:
         else:
             params.logprob_token_ids = list(first_token.token_ids)
         start = time.time()
-        output = self._generate(pml, params, reuse=policy.reuse)
+        output = self._generate(pml, params, reuse=contender.reuse)
         metrics: Any = output.metrics
         # It arrives when it has been planned.
         return output, metrics.arrival_time - start + metrics.first_token_latency
@@ -143,19 +145,19 @@ def _first_logprobs(output: RequestOutput) -> dict[int, float]:
 
 
 def count_tokens(
-    explained: Explanation, num_reused: int, policy: Policy, is_new: bool
+    explained: Explanation, num_reused: int, contender: Contender, is_new: bool
 ) -> tuple[int, int]:
     """Tokens of modules, and how many of them are computed again.
 
     Args:
         explained: The prompt.
         num_reused: Tokens of modules that the engine says it read.
-        policy: What ran it.
+        contender: What ran it.
         is_new: Whether the row before has other documents.
     """
     repeated = sum(len(part.token_ids) for part in explained.new if part.kind == "repeated")
     num_tokens = repeated + sum(sum(module.reused) for module in explained.modules)
     # No other combination can use the states of `exact`, so making them is recomputing.
-    if not policy.reuse or (policy.is_for_one_prompt and is_new):
+    if not contender.reuse or (contender.is_for_one_prompt and is_new):
         return num_tokens, num_tokens
     return num_tokens, num_tokens - num_reused

@@ -9,9 +9,9 @@ import numpy as np
 
 from vllm_promptcache.evaluate.answers import Answer, AnswerLog, Refusal
 from vllm_promptcache.evaluate.bootstrap import Estimate, estimate
+from vllm_promptcache.evaluate.contenders import PLAIN
 from vllm_promptcache.evaluate.data import DataSet, Row
 from vllm_promptcache.evaluate.metrics import Score, score
-from vllm_promptcache.evaluate.policies import PLAIN
 
 
 @dataclass(frozen=True, slots=True)

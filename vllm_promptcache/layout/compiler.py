@@ -16,7 +16,8 @@ from vllm_promptcache.layout.primer import draft_primers
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.schema_placer import SchemaPlacer
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import NO_REPAIR, EncodePolicy, Repair, Schema, SchemaPolicy
+from vllm_promptcache.pml.ast import Schema
+from vllm_promptcache.policies import DEFAULT_POLICY, Policy
 from vllm_promptcache.sequence.runs import merge_runs
 
 
@@ -24,8 +25,7 @@ def compile_schema(
     schema: Schema,
     tokenizer: LayoutTokenizer,
     *,
-    default_encode: SchemaPolicy = "isolated",
-    default_repair: Repair = NO_REPAIR,
+    default_policy: Policy = DEFAULT_POLICY,
     max_model_len: int | None,
 ) -> SchemaLayout:
     """Lays out a schema and derives all that is needed to encode its modules.
@@ -36,8 +36,7 @@ def compile_schema(
     Args:
         schema: A parsed and validated schema.
         tokenizer: The model's tokenizer.
-        default_encode: Policy where neither the module nor the schema says one.
-        default_repair: The same for repair.
+        default_policy: Policy where neither the module nor the schema says one.
         max_model_len: Positions the model has, None for no limit.
 
     Raises:
@@ -46,11 +45,11 @@ def compile_schema(
         UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
     """
     has_roles = _check_roles(schema, tokenizer)
-    policy = schema.encode or default_encode
+    policy = default_policy.changed(schema.encode, schema.repair)
+    is_exact = policy.encode == "exact"
     # Modules of an exact schema are only what its chains are made of.
-    encode: EncodePolicy = "isolated" if policy == "exact" else policy
-    repair = schema.repair or default_repair
-    placer = _place(schema, tokenizer, encode, repair, max_model_len)
+    of_modules = policy.changed("isolated" if is_exact else None, None)
+    placer = _place(schema, tokenizer, of_modules, max_model_len)
     drafts, placement = placer.modules, placer.placement
     check_layout(schema, drafts, max_model_len=max_model_len)
     primers = draft_primers(drafts, tokenizer, placement)
@@ -71,7 +70,7 @@ def compile_schema(
         has_roles=has_roles,
         private=schema.private,
         placement=placement,
-        is_exact=policy == "exact",
+        is_exact=is_exact,
         scaffolds=scaffold_members(schema, drafts),
     )
 
@@ -86,8 +85,7 @@ def _check_roles(schema: Schema, tokenizer: LayoutTokenizer) -> bool:
 def _place(
     schema: Schema,
     tokenizer: LayoutTokenizer,
-    encode: EncodePolicy,
-    repair: Repair,
+    policy: Policy,
     max_model_len: int | None,
 ) -> SchemaPlacer:
     first_role = next(roles_in(schema.children), None)
@@ -108,7 +106,7 @@ def _place(
     placement, pin = placement_of(schema), schema.pin or None
 
     def place(*, has_leads: bool) -> SchemaPlacer:
-        placer = SchemaPlacer(tokenizer, token_ids, placement, has_leads, encode, repair, pin)
+        placer = SchemaPlacer(tokenizer, token_ids, placement, has_leads, policy, pin)
         placer.place(schema.children, start_ids=start_ids, start=start, preamble=preamble)
         return placer
 
@@ -149,7 +147,6 @@ def _module(
         num_reusable=draft.num_reusable,
         policy=draft.policy,
         cached=draft.cached,
-        repair=draft.repair,
         pin=draft.pin,
         parameters=draft.parameters,
         token_ids=tuple(draft.token_ids),

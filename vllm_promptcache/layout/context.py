@@ -31,7 +31,7 @@ class Contexts:
         If it is `anchored`, what every prompt with it has before it. If it is `primed`, also a
         primer wherever a prompt may have other modules: as much of it as there are positions.
         """
-        if draft.policy == "isolated":
+        if draft.policy.encode == "isolated":
             return ()
         path = path_to(draft, self.drafts)
         spans = [span for inner, around in path for span in self._spans(draft, inner, around)]
@@ -42,7 +42,7 @@ class Contexts:
     ) -> Iterator[ContextSpan]:
         """What a module around the one in question contributes, last part first."""
         primer = self.primers.get(around.index)
-        if draft.policy == "primed" and primer is not None:
+        if draft.policy.encode == "primed" and primer is not None:
             room = self.placement.room_for_primer(around, inner)
             # Whole sentences: a module would take the rest of one for its own.
             yield ContextSpan(primer.index, primer.num_kept_within(room))

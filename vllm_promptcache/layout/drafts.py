@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 
 from vllm_promptcache.layout.module_layout import ParameterSlot, RoleMark
-from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair
+from vllm_promptcache.pml.ast import Pin
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.runs import Run
 
 _start = attrgetter("start")
@@ -32,9 +33,8 @@ class ModuleDraft:
     parent: int | None
     union: int | None
     start: int
-    policy: EncodePolicy
+    policy: Policy
     cached: bool
-    repair: Repair
     pin: Pin | None = None
     end: int = 0
     head_end: int | None = None

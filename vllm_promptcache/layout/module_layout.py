@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
-from vllm_promptcache.pml.ast import EncodePolicy, Pin, Repair, RoleName
+from vllm_promptcache.pml.ast import Pin, RoleName
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import Relocation
-
-ContextPolicy: TypeAlias = EncodePolicy | Literal["scaffold", "exact"]
-"""What a module may attend to while it is encoded."""
 
 ROOT = 0
 """Index of the module that holds a schema's anonymous text; every prompt imports it."""
@@ -79,9 +76,8 @@ class ModuleLayout:
         num_reusable: Kept tokens, from the first one on, that are where its KV is or can be moved
             to: all of them; in a compact layout those before `head_end`; of a module that a prompt
             has pulled apart those that stayed together.
-        policy: What it may attend to while it is encoded.
+        policy: How it is encoded, and repaired in every prompt that does not say it.
         cached: Whether its KV is kept at all (`cache="false"`).
-        repair: Which of its tokens are computed again in every prompt that does not say it.
         pin: Whether it is to stay in the KV cache, and for how long.
         parameters: Its parameters by name.
         token_ids: Own tokens, `[num_tokens]`.
@@ -98,6 +94,8 @@ class ModuleLayout:
             prompt has which imports it; empty unless `is_reusable`. Of a relocated module, that of
             its origin.
         relocation: Where its KV comes from if it is not where the schema puts it.
+        chain: What it is a link of, `scaffold` or `exact`, see `plan.chain`; None of a module that
+            is encoded by its own policy.
     """
 
     index: int
@@ -109,9 +107,8 @@ class ModuleLayout:
     end: int
     head_end: int
     num_reusable: int
-    policy: ContextPolicy
+    policy: Policy
     cached: bool
-    repair: Repair
     pin: Pin | None
     parameters: Mapping[str, ParameterSlot]
     token_ids: tuple[int, ...] = field(repr=False)
@@ -126,6 +123,7 @@ class ModuleLayout:
     key: bytes
     packed: bytes = field(repr=False)
     relocation: Relocation | None = None
+    chain: str | None = None
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.placement import Placement
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import NO_REPAIR
+from vllm_promptcache.policies import Policy
 
 PRIMER_NAME = "(primer)"
 """Last step of a primer's path. No module can have that name."""
@@ -34,7 +34,7 @@ def draft_primers(
     """
     rooms: dict[int, int] = {}
     for draft in drafts:
-        for inner, around in path_to(draft, drafts) if draft.policy == "primed" else ():
+        for inner, around in path_to(draft, drafts) if draft.policy.encode == "primed" else ():
             room = placement.room_for_primer(around, inner)
             rooms[around.index] = max(room, rooms.get(around.index, 0))
     parents = [drafts[index] for index, room in sorted(rooms.items()) if room]
@@ -63,9 +63,8 @@ def _primer(
         parent=parent.index,
         union=None,
         start=parent.head,
-        policy="primed",
+        policy=Policy("primed"),
         cached=True,
-        repair=NO_REPAIR,
         end=parent.head,
         last_descendant=index,
     )

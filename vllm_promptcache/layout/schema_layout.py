@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vllm_promptcache.layout.derived import Derived, DerivedCache
 from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout, ancestors
 from vllm_promptcache.layout.placement import Placement
-from vllm_promptcache.pml.policies import policy_name
+from vllm_promptcache.policies import Policy
 
 MAX_NUM_SIBLINGS = 64
 """Keys that a schema names to the engine; see `SchemaLayout.siblings`."""
@@ -88,13 +88,13 @@ class SchemaLayout:
         return self.modules[index] if index < num_modules else self.primers[index - num_modules]
 
     @property
-    def policies(self) -> tuple[str, ...]:
+    def policies(self) -> tuple[Policy, ...]:
         """How its modules are encoded and repaired where prompts are not exact, each way once.
 
         The root does not count: nothing is before it.
         """
         modules = (module for module in self.modules[1:] if module.is_reusable)
-        return tuple(dict.fromkeys(policy_name(m.policy, m.repair) for m in modules))
+        return tuple(dict.fromkeys(module.policy for module in modules))
 
     @property
     def num_tokens(self) -> int:

@@ -12,15 +12,8 @@ from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.placement import Placement
 from vllm_promptcache.layout.schema_layout import UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.pml.ast import (
-    EncodePolicy,
-    Module,
-    Param,
-    Pin,
-    Repair,
-    SchemaNode,
-    Union,
-)
+from vllm_promptcache.pml.ast import Module, Param, Pin, SchemaNode, Union
+from vllm_promptcache.policies import Policy
 
 
 @dataclass(slots=True)
@@ -32,8 +25,7 @@ class SchemaPlacer:
         token_ids: Tokens of the preamble and of every text in `texts_in`.
         placement: How modules lie in each other.
         has_leads: Whether there are positions for a primer before each primed module.
-        default_encode: Policy of modules that do not say their own.
-        default_repair: Repair of modules that do not say their own.
+        default_policy: Policy of modules that do not say their own.
         default_pin: Pin of modules that do not say their own.
         modules: Filled by `place`, in document order, the root first.
         unions: Filled by `place`, in document order.
@@ -44,8 +36,7 @@ class SchemaPlacer:
     token_ids: Mapping[PlacedText, list[int]]
     placement: Placement
     has_leads: bool
-    default_encode: EncodePolicy
-    default_repair: Repair
+    default_policy: Policy
     default_pin: Pin | None
     modules: list[ModuleDraft] = field(default_factory=list)
     unions: list[UnionLayout] = field(default_factory=list)
@@ -68,9 +59,8 @@ class SchemaPlacer:
             parent=None,
             union=None,
             start=0,
-            policy="isolated",
+            policy=self.default_policy.changed("isolated", None),
             cached=True,
-            repair=self.default_repair,
             pin=self.default_pin,
         )
         self.modules.append(root)
@@ -129,8 +119,8 @@ class SchemaPlacer:
 
     def _module(self, parent: ModuleDraft, module: Module, union: int | None) -> None:
         index = parent.children[module.name] = len(self.modules)
-        policy = module.encode or self.default_encode
-        if policy == "primed" and self.has_leads:
+        policy = self.default_policy.changed(module.encode, module.repair)
+        if policy.encode == "primed" and self.has_leads:
             self.cursor += sum(map(len, self.tokenizer.primer))
         draft = ModuleDraft(
             index=index,
@@ -140,7 +130,6 @@ class SchemaPlacer:
             start=self.cursor,
             policy=policy,
             cached=module.cached,
-            repair=module.repair or self.default_repair,
             pin=self.default_pin if module.pin is None else module.pin or None,
         )
         self.modules.append(draft)

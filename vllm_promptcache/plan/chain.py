@@ -145,7 +145,7 @@ def _module(
         index=index,
         start=runs[0].start,
         end=runs[-1].end,
-        policy=policy,
+        chain=policy,
         parameters={},
         token_ids=token_ids,
         position_runs=runs,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from vllm_promptcache.layout.module_layout import ContextPolicy, ModuleLayout
+from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
 from vllm_promptcache.sequence.block_table import BlockTable, Part
 from vllm_promptcache.sequence.runs import Run
@@ -46,7 +46,7 @@ class ExplainedModule:
     kept: tuple[bool, ...]
     reused: tuple[bool, ...]
     context: tuple[tuple[int, int], ...]
-    policy: ContextPolicy
+    policy: str
     num_full_blocks: int
     num_tail_tokens: int
 
@@ -152,7 +152,7 @@ def _module(
         kept=tuple(_chosen(module, [Run(0, module.num_kept_tokens)])),
         reused=tuple(_chosen(module, planned.reused)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),
-        policy=module.policy,
+        policy=module.chain or module.policy.encode,
         num_full_blocks=num_full_blocks,
         num_tail_tokens=num_tail_tokens,
     )

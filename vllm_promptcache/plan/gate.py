@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.policies import Policy
 from vllm_promptcache.profile import Profile
 
 
@@ -22,12 +23,12 @@ class PolicyGate:
 
     def apply(self, layout: SchemaLayout) -> SchemaLayout:
         """Returns a schema as it is, or exact if a policy of its modules has not passed."""
-        failed = [name for name in layout.policies if name not in self.profile.passed]
+        failed = [policy for policy in layout.policies if policy not in self.profile.passed]
         if layout.is_exact or not failed:
             return layout
         return replace(layout, is_exact=True, fallback="; ".join(map(self._reason, failed)))
 
-    def _reason(self, policy: str) -> str:
+    def _reason(self, policy: Policy) -> str:
         found, profile = self.profile.find(policy), self.profile
         if found is None:
             return f"policy {policy} was not measured"

@@ -28,20 +28,18 @@ from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.variants import Compiled, Surroundings, Variants
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import (
-    NO_REPAIR,
     PROMPT_LIMITS,
     Limits,
     Prompt,
     PromptNode,
-    Repair,
     Schema,
-    SchemaPolicy,
     Source,
     did_you_mean,
     parse_prompt,
     pml_error,
     quote,
 )
+from vllm_promptcache.policies import DEFAULT_POLICY, Policy
 
 # Below vLLM's own loggers; `vllm_promptcache.log` would import vLLM.
 _logger = logging.getLogger(f"vllm.{__name__}")
@@ -63,8 +61,7 @@ class Planner:
         tokenizer: The model's tokenizer.
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
-        default_encode: Policy of schemas that do not say their own.
-        default_repair: Repair of schemas that do not say their own.
+        default_policy: Policy of schemas that do not say their own.
         gate: Makes schemas exact whose policies have not passed; None lets all pass.
         promotes: Whether the engine may promote combinations of modules.
         limits: What a prompt may ask of the parser.
@@ -78,8 +75,7 @@ class Planner:
         *,
         max_model_len: int,
         block_size: int,
-        default_encode: SchemaPolicy = "isolated",
-        default_repair: Repair = NO_REPAIR,
+        default_policy: Policy = DEFAULT_POLICY,
         gate: PolicyGate | None = None,
         promotes: bool = False,
         limits: Limits = PROMPT_LIMITS,
@@ -89,8 +85,7 @@ class Planner:
         self.tokenizer = LayoutTokenizer(tokenizer)
         self.max_model_len = max_model_len
         self.block_size = block_size
-        self._default_encode = default_encode
-        self._default_repair = default_repair
+        self._default_policy = default_policy
         self._gate = gate
         self._promotes = promotes
         self._limits = limits
@@ -151,8 +146,7 @@ class Planner:
         layout = compile_schema(
             schema,
             tokenizer,
-            default_encode=self._default_encode,
-            default_repair=self._default_repair,
+            default_policy=self._default_policy,
             max_model_len=self.max_model_len,
         )
         return layout if self._gate is None else self._gate.apply(layout)

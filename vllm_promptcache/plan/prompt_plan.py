@@ -204,7 +204,7 @@ def make_plan(
     ordered = tuple(sorted(new, key=attrgetter("start")))
     read = _by_position(ordered, reused)
     attended = tuple(planned.num_attended for planned in reused)
-    links = [p.layout for p in modules if p.layout.policy in ("scaffold", "exact")]
+    links = [p.layout for p in modules if p.layout.chain]
     request = Plan(
         schema=layout.name,
         positions=merge_runs(tokens.run for tokens in read),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from operator import attrgetter
 
 from vllm_promptcache.plan.prompt_plan import PlannedModule
-from vllm_promptcache.pml.ast import Repair
+from vllm_promptcache.policies import Repair
 from vllm_promptcache.sequence.runs import Run
 
 
@@ -24,7 +24,7 @@ def repaired(modules: Sequence[PlannedModule], wanted: Repair | None) -> list[Pl
         modules: Modules of a prompt.
         wanted: What the prompt asks for, None for what the modules' schema says.
     """
-    repairs = [wanted or planned.layout.repair for planned in modules]
+    repairs = [wanted or planned.layout.policy.repair for planned in modules]
     if all(repair.kind == "none" for repair in repairs):
         return list(modules)
     complete = _complete(modules)

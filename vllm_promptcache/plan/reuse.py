@@ -15,7 +15,6 @@ from vllm_promptcache.plan.repair import repaired
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.sequence.runs import Run, subtract_runs
 
-_CHAINED = ("scaffold", "exact")
 # Of the tokens that are reused, those that promotion may make a request compute again.
 _MAX_SHARE_REPEATED = 0.15
 
@@ -58,7 +57,7 @@ class ReuseChooser:
         of the modules.
         """
         imported = {planned.layout.path for planned in reuse.modules if planned.reused}
-        if len(imported) < 2 or any(m.layout.policy in _CHAINED for m in reuse.modules):
+        if len(imported) < 2 or any(m.layout.chain for m in reuse.modules):
             return None
         chain = self._chain(self.imported, "exact", self._exact_end)
         num_linked = sum(link.num_kept_tokens for link in chain.modules)

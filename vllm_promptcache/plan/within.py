@@ -10,8 +10,9 @@ from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.prompt_plan import PromptPlan, num_attention_rows
 from vllm_promptcache.plan.reuse import Reuse, ReuseChooser
-from vllm_promptcache.pml.ast import NO_REPAIR, Prompt
+from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error
+from vllm_promptcache.policies import NO_REPAIR
 
 # Below vLLM's own loggers; `vllm_promptcache.log` would import vLLM.
 _logger = logging.getLogger(f"vllm.{__name__}")

@@ -1,10 +1,8 @@
 """PML, the Prompt Markup Language: from text to a checked tree, without tokenizer or model."""
 
 from vllm_promptcache.pml.ast import (
-    NO_REPAIR,
     RESERVED_NAMES,
     Argument,
-    EncodePolicy,
     FieldLocation,
     Import,
     LayoutName,
@@ -14,26 +12,18 @@ from vllm_promptcache.pml.ast import (
     Pin,
     Prompt,
     PromptNode,
-    Repair,
     Role,
     RoleName,
     Scaffold,
     Schema,
     SchemaNode,
-    SchemaPolicy,
     Source,
     Text,
     Union,
     modules_in_scope,
     own_params,
 )
-from vllm_promptcache.pml.attributes import (
-    DURATION_HINT,
-    REPAIR_HINT,
-    check_repair,
-    parse_duration,
-    parse_repair,
-)
+from vllm_promptcache.pml.attributes import DURATION_HINT, parse_duration
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.markup import load_grammar
 from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
@@ -49,12 +39,9 @@ from vllm_promptcache.pml.validate import validate_schema
 __all__ = [
     "DEFAULT_LIMITS",
     "DURATION_HINT",
-    "NO_REPAIR",
     "PROMPT_LIMITS",
-    "REPAIR_HINT",
     "RESERVED_NAMES",
     "Argument",
-    "EncodePolicy",
     "FieldLocation",
     "Import",
     "LayoutName",
@@ -65,17 +52,14 @@ __all__ = [
     "Pin",
     "Prompt",
     "PromptNode",
-    "Repair",
     "Role",
     "RoleName",
     "Scaffold",
     "Schema",
     "SchemaNode",
-    "SchemaPolicy",
     "Source",
     "Text",
     "Union",
-    "check_repair",
     "code_point",
     "did_you_mean",
     "is_prompt",
@@ -84,7 +68,6 @@ __all__ = [
     "own_params",
     "parse_duration",
     "parse_prompt",
-    "parse_repair",
     "parse_schema",
     "pml_error",
     "quote",

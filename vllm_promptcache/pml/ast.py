@@ -4,9 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
-EncodePolicy: TypeAlias = Literal["isolated", "anchored", "primed"]
-SchemaPolicy: TypeAlias = EncodePolicy | Literal["exact"]
-RepairKind: TypeAlias = Literal["none", "head", "query"]
+from vllm_promptcache.policies import EncodeName, Repair
+
 LayoutName: TypeAlias = Literal["schema", "compact"]
 OrderName: TypeAlias = Literal["prompt", "any"]
 RoleName: TypeAlias = Literal["system", "user", "assistant"]
@@ -85,21 +84,6 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
-class Repair:
-    """Which tokens of a reused module are computed again.
-
-    `amount` is a number of tokens at the module's `head`, or a share in percent: of the tokens that
-    the prompt's end attends to most (`query`).
-    """
-
-    kind: RepairKind
-    amount: int = 0
-
-
-NO_REPAIR = Repair("none")
-
-
-@dataclass(frozen=True, slots=True)
 class Module:
     """A named piece of prompt.
 
@@ -109,7 +93,7 @@ class Module:
 
     name: str
     children: "tuple[SchemaNode, ...]"
-    encode: EncodePolicy | None
+    encode: EncodeName | None
     cached: bool
     repair: Repair | None
     pin: Pin | Literal[False] | None
@@ -154,7 +138,7 @@ class Schema:
 
     name: str
     children: "tuple[SchemaNode, ...]"
-    encode: SchemaPolicy | None
+    encode: EncodeName | None
     repair: Repair | None
     layout: LayoutName
     order: OrderName

@@ -3,16 +3,15 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.pml.ast import NO_REPAIR, Repair, RepairKind, Source
+from vllm_promptcache.pml.ast import Source
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.elements import Attribute, Element
+from vllm_promptcache.policies import REPAIR_HINT, Repair
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
-
-REPAIR_HINT = "write `none`, `head:N` with a number of tokens, or `query:N` with percent of them"
 
 DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
 
@@ -24,8 +23,6 @@ _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
 
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
-_REPAIR = re.compile(r"(head|query):([1-9][0-9]{0,5})")
-_REPAIR_KINDS: Mapping[str, RepairKind] = {kind: kind for kind in get_args(RepairKind)}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _Value = TypeVar("_Value")
@@ -41,28 +38,6 @@ def parse_duration(text: str) -> int | None:
     """Seconds of a duration such as `90s`, `15m`, `1h` or `7d`; None if it is none."""
     match = _DURATION.fullmatch(text)
     return int(match[1]) * _SECONDS[match[2]] if match else None
-
-
-def parse_repair(text: str) -> Repair | None:
-    """Reads `none`, `head:16` or `query:15`; None if it is none."""
-    if text == "none":
-        return NO_REPAIR
-    match = _REPAIR.fullmatch(text)
-    if match is None:
-        return None
-    kind, amount = _REPAIR_KINDS[match[1]], int(match[2])
-    return None if kind == "query" and amount > 100 else Repair(kind, amount)
-
-
-def check_repair(text: str) -> str:
-    """Returns a repair as it is.
-
-    Raises:
-        ValueError: It is none; pydantic makes that an error about the field.
-    """
-    if parse_repair(text) is None:
-        raise ValueError(REPAIR_HINT)
-    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +129,7 @@ class AttributeReader:
         attribute = self.get(key)
         if attribute is None:
             return None
-        value = parse_repair(attribute.value)
+        value = Repair.parse(attribute.value)
         if value is None:
             raise self.error(attribute, f"{quote(attribute.value)} is no `{key}`", REPAIR_HINT)
         return value

@@ -6,7 +6,6 @@ from typing import Literal, TypeGuard, get_args
 
 from vllm_promptcache.pml.ast import (
     RESERVED_NAMES,
-    EncodePolicy,
     LayoutName,
     Module,
     OrderName,
@@ -16,7 +15,6 @@ from vllm_promptcache.pml.ast import (
     Scaffold,
     Schema,
     SchemaNode,
-    SchemaPolicy,
     Source,
     Text,
     Union,
@@ -27,9 +25,11 @@ from vllm_promptcache.pml.diagnostics import pml_error, quote
 from vllm_promptcache.pml.elements import Attribute, Element
 from vllm_promptcache.pml.files import FileReader, FileRefusedError
 from vllm_promptcache.pml.text import plain_text
+from vllm_promptcache.policies import ENCODE_NAMES, EncodeName
 
-_ENCODE: Mapping[str, EncodePolicy] = {policy: policy for policy in get_args(EncodePolicy)}
-_SCHEMA_ENCODE: Mapping[str, SchemaPolicy] = {**_ENCODE, "exact": "exact"}
+_ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES}
+# `exact` is about all that a prompt imports.
+_MODULE_ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES if name != "exact"}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
 _ORDER: Mapping[str, OrderName] = {order: order for order in get_args(OrderName)}
 _SCHEMA_ATTRIBUTES = ("name", "encode", "repair", "layout", "order", "private", "pin", "ttl")
@@ -50,7 +50,7 @@ class SchemaBuilder:
         return Schema(
             name=attributes.name("name"),
             children=self._children(root),
-            encode=attributes.choice("encode", _SCHEMA_ENCODE),
+            encode=attributes.choice("encode", _ENCODE),
             repair=attributes.repair("repair"),
             layout=attributes.choice("layout", _LAYOUT) or "schema",
             order=attributes.choice("order", _ORDER) or "prompt",
@@ -89,7 +89,7 @@ class SchemaBuilder:
         return Module(
             name=name,
             children=tuple(self._file(src, element)) if src else self._children(element),
-            encode=attributes.choice("encode", _ENCODE),
+            encode=attributes.choice("encode", _MODULE_ENCODE),
             cached=attributes.boolean("cache", default=True),
             repair=attributes.repair("repair"),
             pin=_pin(attributes),

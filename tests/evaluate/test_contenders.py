@@ -1,4 +1,4 @@
-"""Policies, and how they are written in PML."""
+"""Contenders, and how they are written in PML."""
 
 from __future__ import annotations
 
@@ -6,19 +6,31 @@ import pytest
 
 from tests.evaluate.rows import row
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.evaluate.policies import PLAIN, Policy, read_policies, read_policy
+from vllm_promptcache.evaluate.contenders import (
+    PLAIN,
+    Contender,
+    read_contender,
+    read_contenders,
+)
 from vllm_promptcache.evaluate.prompts import Writer
 from vllm_promptcache.pml import parse_prompt, parse_schema
+from vllm_promptcache.policies import Policy, Repair
 
 ROLES, TEXT = Writer(has_roles=True), Writer(has_roles=False)
 TINY = row(docs=["a < b", "c"], question="Is b > a?")
 
 
 def test_plain_comes_first_and_none_comes_twice() -> None:
-    policies = read_policies("isolated+head:16, exact,plain,exact")
-    assert [policy.name for policy in policies] == ["plain", "isolated+head:16", "exact"]
-    assert policies[1] == Policy("isolated", "head:16")
-    assert [policy.reuse for policy in policies] == [False, True, True]
+    contenders = read_contenders("isolated+head:16, exact,plain,exact")
+    assert [contender.name for contender in contenders] == ["plain", "isolated+head:16", "exact"]
+    assert contenders[1] == Contender.of(Policy("isolated", Repair("head", 16)))
+    assert [contender.reuse for contender in contenders] == [False, True, True]
+
+
+def test_a_contender_has_the_name_of_its_policy() -> None:
+    for policy in (Policy("exact"), Policy("primed", Repair("query", 15))):
+        assert Contender.of(policy).name == str(policy)
+        assert read_contender(str(policy)) == Contender.of(policy)
 
 
 @pytest.mark.parametrize(
@@ -34,11 +46,11 @@ def test_plain_comes_first_and_none_comes_twice() -> None:
 )
 def test_other_names_are_errors(name: str, message: str) -> None:
     with pytest.raises(ClientError, match=message):
-        read_policy(name)
+        read_contender(name)
 
 
 def test_a_schema_has_a_module_for_each_document() -> None:
-    pml = ROLES.schema(TINY, Policy(PLAIN))
+    pml = ROLES.schema(TINY, Contender(PLAIN))
     assert pml.startswith('<schema name="documents-any"><system xml:space="preserve">Answer the ')
     assert pml.endswith(
         'around them.\n\n<module name="d0">Document 1:\na &lt; b\n\n</module>'
@@ -49,20 +61,20 @@ def test_a_schema_has_a_module_for_each_document() -> None:
 
 @pytest.mark.parametrize("name", ["isolated", "anchored"])
 def test_the_schema_says_how_modules_are_encoded(name: str) -> None:
-    pml = ROLES.schema(TINY, read_policy(f"{name}+head:8"))
+    pml = ROLES.schema(TINY, read_contender(f"{name}+head:8"))
     assert pml.startswith(f'<schema name="documents-{name}" encode="{name}"><system ')
     assert parse_schema(pml).encode == name
 
 
 def test_a_scaffold_has_all_documents() -> None:
-    pml = ROLES.schema(TINY, read_policy("scaffold"))
+    pml = ROLES.schema(TINY, read_contender("scaffold"))
     assert pml.startswith('<schema name="documents-scaffold"><system ')
     assert pml.endswith('</system><scaffold modules="d0 d1"/></schema>')
     assert len(parse_schema(pml).scaffolds) == 1
 
 
 def test_a_prompt_imports_all_documents_and_asks() -> None:
-    pml = ROLES.prompt(TINY, Policy(PLAIN))
+    pml = ROLES.prompt(TINY, Contender(PLAIN))
     assert pml == (
         '<prompt schema="documents-any" repair="none"><d0/><d1/>'
         '<user xml:space="preserve">Is b &gt; a?</user></prompt>'
@@ -83,11 +95,11 @@ def test_a_prompt_imports_all_documents_and_asks() -> None:
     ],
 )
 def test_the_prompt_says_the_rest(name: str, head: str) -> None:
-    assert ROLES.prompt(TINY, read_policy(name)).startswith(head)
+    assert ROLES.prompt(TINY, read_contender(name)).startswith(head)
 
 
 def test_without_a_chat_template_there_are_no_roles() -> None:
-    schema, prompt = TEXT.schema(TINY, Policy(PLAIN)), TEXT.prompt(TINY, Policy(PLAIN))
+    schema, prompt = TEXT.schema(TINY, Contender(PLAIN)), TEXT.prompt(TINY, Contender(PLAIN))
     assert schema.startswith('<schema name="documents-any" xml:space="preserve">Answer the ')
     assert prompt == (
         '<prompt schema="documents-any" repair="none" xml:space="preserve"><d0/><d1/>'
@@ -99,6 +111,6 @@ def test_without_a_chat_template_there_are_no_roles() -> None:
 
 def test_a_metric_has_its_own_words() -> None:
     summary = row(metric="rougeL", question="")
-    assert "Summarize the documents" in ROLES.schema(summary, Policy(PLAIN))
-    assert ">Write the summary.</user>" in ROLES.prompt(summary, Policy(PLAIN))
-    assert ">Paragraph 2:\n" in ROLES.schema(row(metric="accuracy"), Policy(PLAIN))
+    assert "Summarize the documents" in ROLES.schema(summary, Contender(PLAIN))
+    assert ">Write the summary.</user>" in ROLES.prompt(summary, Contender(PLAIN))
+    assert ">Paragraph 2:\n" in ROLES.schema(row(metric="accuracy"), Contender(PLAIN))
