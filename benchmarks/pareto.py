@@ -2,8 +2,8 @@
 
     python -m benchmarks.pareto RESULTS.json... --plot benchmarks/pareto.png
 
-Reads what `python -m vllm_promptcache.evaluate` has written. Each model and data set gets a row of
-two panels, each policy a point with its 95 % interval.
+Reads what `python -m vllm_promptcache.quality.evaluate` has written. Each model and data set gets a
+row of two panels, each policy a point with its 95 % interval.
 """
 
 from __future__ import annotations

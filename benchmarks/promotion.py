@@ -25,11 +25,11 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.engines import in_process, inspected_engine, scheduler_of
-from vllm_promptcache.evaluate.contenders import Contender
-from vllm_promptcache.evaluate.data import Row, read_data
-from vllm_promptcache.evaluate.metrics import score
-from vllm_promptcache.evaluate.prompts import TASKS, Writer
 from vllm_promptcache.models import MODELS, embedded_model
+from vllm_promptcache.quality.evaluate.contenders import Contender
+from vllm_promptcache.quality.evaluate.data import Row, read_data
+from vllm_promptcache.quality.evaluate.metrics import score
+from vllm_promptcache.quality.evaluate.prompts import TASKS, Writer
 
 WRITER = Writer(has_roles=True)
 

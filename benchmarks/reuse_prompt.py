@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from vllm_promptcache.evaluate.data import Row
-from vllm_promptcache.evaluate.prompts import TASKS
+from vllm_promptcache.quality.evaluate.data import Row
+from vllm_promptcache.quality.evaluate.prompts import TASKS
 
 ROOT = "<|im_start|>system\n{}\n\n"
 TAIL_BEGIN, TAIL_END = "<|im_end|>\n<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"

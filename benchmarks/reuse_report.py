@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_promptcache.evaluate.bootstrap import estimate
+from vllm_promptcache.quality.evaluate.bootstrap import estimate
 
 HEADERS = (
     "policy",

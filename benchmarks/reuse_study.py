@@ -28,9 +28,9 @@ from benchmarks.reuse_model import Reader
 from benchmarks.reuse_policies import Policy
 from benchmarks.reuse_prompt import Prompt
 from benchmarks.reuse_report import Report, Result, append_results, read_results
-from vllm_promptcache.evaluate.data import Row, read_data
-from vllm_promptcache.evaluate.metrics import score
-from vllm_promptcache.evaluate.prompts import TASKS
+from vllm_promptcache.quality.evaluate.data import Row, read_data
+from vllm_promptcache.quality.evaluate.metrics import score
+from vllm_promptcache.quality.evaluate.prompts import TASKS
 
 PLAIN = Policy("plain", "plain")
 NUM_LAST_TOKENS = 3

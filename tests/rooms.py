@@ -18,16 +18,16 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "log": (),
     "tracing": (),
     "cpu_types": (),
-    "first_token": (),
     "policies": (),
     "compat": ("errors",),
     # The front end: neither torch nor vllm.
     "sequence": ("errors",),
     "pml": ("errors", "policies"),
-    "profile": ("errors", "policies"),
     "layout": ("errors", "pml", "policies", "sequence"),
-    "plan": ("errors", "layout", "pml", "policies", "profile", "sequence"),
+    "plan": ("errors", "layout", "pml", "policies", "sequence"),
     "config": ("errors", "policies"),
+    # What servers need of a model's profile; the commands are on top.
+    "quality": ("config", "errors", "layout", "policies"),
     # What scheduler and workers share.
     "store": ("compat", "errors"),
     "steps": ("sequence", "store"),
@@ -41,33 +41,32 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "config",
         "core",
         "errors",
-        "first_token",
         "layout",
         "log",
         "plan",
         "pml",
         "policies",
-        "profile",
+        "quality",
         "sequence",
         "tracing",
     ),
     # What vLLM loads, and `LLM`.
-    "engine": ("compat", "config", "connector", "cpu_types", "errors", "first_token", "log"),
+    "engine": ("compat", "config", "connector", "cpu_types", "errors", "log", "quality"),
     "plugin": ("compat", "config", "engine", "entrypoints", "errors"),
     "llm": ("compat", "config", "core", "entrypoints", "errors", "plan", "plugin", "pml"),
     PACKAGE: ("llm",),
     # On top: quality tools, the command line, examples.
     "models": ("cpu_types", "errors"),
-    "evaluate": (
+    "quality.evaluate": (
         PACKAGE,
         "entrypoints",
         "errors",
-        "first_token",
         "models",
         "plan",
         "policies",
+        "quality",
     ),
-    "calibrate": ("errors", "evaluate", "models", "policies", "profile"),
+    "quality.calibrate": ("errors", "models", "policies", "quality", "quality.evaluate"),
     "examples": (PACKAGE, "entrypoints", "models", "plan"),
 }
 

@@ -64,8 +64,8 @@ class PromptModulesConfig:
     are left as they are."""
 
     profile: str | None = None
-    """File that `python -m vllm_promptcache.calibrate` has written. It says `encode` and `repair`;
-    schemas whose policy has not passed there are served as `exact`."""
+    """File that `python -m vllm_promptcache.quality.calibrate` has written. It says `encode` and
+    `repair`; schemas whose policy has not passed there are served as `exact`."""
 
     max_schemas: int = Field(default=1000, ge=1)
     """How many schemas there may be before a server refuses to add one over HTTP."""

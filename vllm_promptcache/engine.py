@@ -10,8 +10,8 @@ from vllm_promptcache.compat.check import check_names
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.cpu_types import emulation_notice
 from vllm_promptcache.errors import UnsupportedError
-from vllm_promptcache.first_token import NUM_TOKENS
 from vllm_promptcache.log import module_logger
+from vllm_promptcache.quality.first_token import NUM_TOKENS
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

@@ -22,7 +22,7 @@ from vllm_promptcache import LLM, SamplingParams
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.evaluate.engine import shut_down
+from vllm_promptcache.quality.evaluate.engine import shut_down
 
 MAX_TOKENS = 16
 _TOKENS = ("token_ids", "position_ids")

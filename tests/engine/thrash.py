@@ -33,7 +33,7 @@ from tests.generators import random_text  # noqa: E402
 from tests.reference.compare import TOLERANCE  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
 from vllm_promptcache.errors import PlanError  # noqa: E402
-from vllm_promptcache.evaluate.engine import shut_down  # noqa: E402
+from vllm_promptcache.quality.evaluate.engine import shut_down  # noqa: E402
 
 NUM_REQUESTS = 1_000
 NUM_CLIENTS = 32

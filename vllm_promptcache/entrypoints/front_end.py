@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.reports.schema_series import schema_series
-from vllm_promptcache.entrypoints.load_profile import load_profile
 from vllm_promptcache.entrypoints.plan_errors import count_plan_error
 from vllm_promptcache.entrypoints.schema_files import read_schema
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
@@ -21,7 +20,6 @@ from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
-from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.pml import (
     PROMPT_LIMITS,
@@ -31,6 +29,8 @@ from vllm_promptcache.pml import (
     parse_prompt,
     parse_schema,
 )
+from vllm_promptcache.quality.gate import PolicyGate
+from vllm_promptcache.quality.load_profile import load_profile
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.sequence.room import fits_surely, num_blocks_of_prompt
 
@@ -73,7 +73,7 @@ class FrontEnd:
             max_model_len=vllm_config.model_config.max_model_len,
             block_size=vllm_config.cache_config.block_size,
             default_policy=config.policy if profile is None else profile.default,
-            gate=None if profile is None else PolicyGate(profile),
+            gate=None if profile is None else PolicyGate(profile).apply,
             promotes=config.promote_after > 0,
             budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
             on_remove=schema_series.forget,

@@ -20,9 +20,9 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, plan_of_client
 from vllm_promptcache.entrypoints.shadow_metrics import shadow_metrics
-from vllm_promptcache.first_token import NUM_TOKENS, FirstToken
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import PromptPlan
+from vllm_promptcache.quality.first_token import NUM_TOKENS, FirstToken
 
 if TYPE_CHECKING:
     from vllm_promptcache.entrypoints.front_end import FrontEnd

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from threading import Lock
+from typing import TypeAlias
 
 from vllm_promptcache.errors import ClientError, NotFoundError, UnsupportedError
 from vllm_promptcache.layout.compiler import compile_schema
@@ -19,7 +20,6 @@ from vllm_promptcache.layout.size import salted_bytes
 from vllm_promptcache.layout.tokenizer import HFTokenizer, LayoutTokenizer
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.chat import Chat, TemplateChanged, turns
-from vllm_promptcache.plan.gate import PolicyGate
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.messages import prompt_in_messages, system_text, untrimmed
 from vllm_promptcache.plan.names import quote_some
@@ -40,6 +40,9 @@ from vllm_promptcache.pml import (
     quote,
 )
 from vllm_promptcache.policies import DEFAULT_POLICY, Policy
+
+Gate: TypeAlias = Callable[[SchemaLayout], SchemaLayout]
+"""Returns a schema as it is, or exact if what it says must not be served."""
 
 # Below vLLM's own loggers; `vllm_promptcache.log` would import vLLM.
 _logger = logging.getLogger(f"vllm.{__name__}")
@@ -62,7 +65,7 @@ class Planner:
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
         default_policy: Policy of schemas that do not say their own.
-        gate: Makes schemas exact whose policies have not passed; None lets all pass.
+        gate: Is asked when a schema is compiled; None lets all pass.
         promotes: Whether the engine may promote combinations of modules.
         limits: What a prompt may ask of the parser.
         budgets: What a prompt may ask of the engine.
@@ -76,7 +79,7 @@ class Planner:
         max_model_len: int,
         block_size: int,
         default_policy: Policy = DEFAULT_POLICY,
-        gate: PolicyGate | None = None,
+        gate: Gate | None = None,
         promotes: bool = False,
         limits: Limits = PROMPT_LIMITS,
         budgets: Budgets = DEFAULT_BUDGETS,
@@ -149,7 +152,7 @@ class Planner:
             default_policy=self._default_policy,
             max_model_len=self.max_model_len,
         )
-        return layout if self._gate is None else self._gate.apply(layout)
+        return layout if self._gate is None else self._gate(layout)
 
     def add_schema(self, schema: Schema) -> SchemaLayout:
         """Compiles a schema; one of the same name is replaced, the very same one is kept.
