@@ -1,6 +1,6 @@
 """Time to the first token: prompt modules beside plain vLLM, with and without a prefix-cache hit.
 
-    python -m benchmarks.ttft [--model NAME_OR_PATH] [--runs N]
+    python -m benchmarks.ttft [--model NAME_OR_PATH] [--runs N] [--parts modules plain]
 
 Both engines run with the same options in processes of their own and are asked in turn. Plain vLLM
 gets token ids, prompt modules get PML text, so the time of parsing and planning counts. "Modules"
@@ -26,6 +26,8 @@ from vllm_promptcache.pml import parse_schema
 
 BLOCK_SIZE = 32
 NUM_WARMUPS = 3
+PLAIN = ((1, 1), (1, 64), (8, 64), (32, 64))
+"""Plain prompts at once, and tokens that are generated of each."""
 
 
 def interleaved(num_runs: int, *runs: Callable[[], Answer]) -> list[tuple[Answer, ...]]:
@@ -93,10 +95,14 @@ class TTFT:
         text = self._documents.plain(self._order(), self._question())
         return self._plain.generate(self._plain.encode(text))
 
-    def plain_prompt(self, engine: Engine, *, max_tokens: int) -> Callable[[], Answer]:
-        """A plain prompt of 100 tokens that no cache knows."""
-        return lambda: engine.generate(
-            engine.encode(words(self._rng, 200))[:100], max_tokens=max_tokens
+    def plain_prompts(self, engine: Engine, number: int, max_tokens: int) -> Callable[[], Answer]:
+        """Plain prompts of 100 tokens that no cache knows, all at once."""
+
+        def prompt() -> list[int]:
+            return engine.encode(words(self._rng, 200))[:100]
+
+        return lambda: engine.generate_together(
+            [prompt() for _ in range(number)], max_tokens=max_tokens
         )
 
 
@@ -129,15 +135,22 @@ def report(console: Console, ttft: TTFT, modular: Engine, plain: Engine, num_run
     _line(console, "plain vLLM, shuffled", rounds[-1][2], miss)
     console.print(f"  plain, shuffled / modules: {miss.over(reuse):.1f}")
     console.print(f"  plain, shuffled / repaired: {miss.over(repaired):.1f}")
-    for max_tokens in (1, 32):
+
+
+def report_plain(
+    console: Console, ttft: TTFT, modular: Engine, plain: Engine, num_runs: int
+) -> None:
+    """The same for prompts without modules: what it costs that the flag is on."""
+    for number, max_tokens in PLAIN:
         rounds = interleaved(
-            2 * num_runs,
-            ttft.plain_prompt(modular, max_tokens=max_tokens),
-            ttft.plain_prompt(plain, max_tokens=max_tokens),
+            num_runs,
+            ttft.plain_prompts(modular, number, max_tokens),
+            ttft.plain_prompts(plain, number, max_tokens),
         )
         on, off = spreads(rounds)
-        _line(console, f"plain prompt, {max_tokens} tokens out, flag on", rounds[-1][0], on)
-        _line(console, f"plain prompt, {max_tokens} tokens out, flag off", rounds[-1][1], off)
+        name = f"{number} plain, {max_tokens} tokens out, flag"
+        _line(console, f"{name} on", rounds[-1][0], on)
+        _line(console, f"{name} off", rounds[-1][1], off)
         console.print(f"  on / off: {on.over(off):.3f}")
 
 
@@ -151,6 +164,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name of an embedded model, or path")
     parser.add_argument("--runs", type=int, default=15, help="measured runs of each (default: 15)")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["modules", "plain"],
+        choices=["modules", "plain"],
+        help="prompts with modules, plain ones (default: both)",
+    )
     parser.add_argument("--documents", type=int, default=10, help="modules a prompt (default: 10)")
     parser.add_argument("--words", type=int, default=497, help="words a module (default: 497)")
     parser.add_argument("--kv-cache-gib", type=int, default=2, help="of each engine (default: 2)")
@@ -169,7 +189,10 @@ def main() -> None:
         start(model, modular=False, options=options) as plain,
     ):
         ttft = TTFT(modular, plain, args.documents, args.words)
-        report(console, ttft, modular, plain, args.runs)
+        if "modules" in args.parts:
+            report(console, ttft, modular, plain, args.runs)
+        if "plain" in args.parts:
+            report_plain(console, ttft, modular, plain, args.runs)
     total, tokenise, num_tokens = compile_seconds(model)
     console.print(
         f"compiling 1,000 modules, {num_tokens:,} tokens: {total:.2f} s, "
