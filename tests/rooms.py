@@ -142,6 +142,11 @@ def room_of(name: str) -> str:
     return path or PACKAGE
 
 
+def reach(room: str) -> set[str]:
+    """All rooms that importing a room may load."""
+    return {room}.union(*map(reach, ROOMS[room]))
+
+
 def faults(found: list[Module]) -> list[str]:
     """Imports that the table does not allow, each with its place and the rule it breaks."""
     return [

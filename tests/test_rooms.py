@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rooms import PACKAGE, ROOMS, Module, circle, faults, modules
+from tests.rooms import PACKAGE, ROOMS, Module, circle, faults, modules, reach
 
 PURE = ("sequence", "pml", "layout", "plan")
 
@@ -39,6 +39,11 @@ def test_imports_keep_to_the_table(found: list[Module]) -> None:
 
 def test_no_files_import_each_other_in_a_circle(found: list[Module]) -> None:
     assert circle(found) == []
+
+
+def test_scheduler_and_workers_need_neither_parser_nor_tokenizer() -> None:
+    assert reach("connector") >= {"core", "steps", "store", "worker"}
+    assert not reach("connector") & {"layout", "plan", "pml"}
 
 
 @pytest.mark.parametrize("room", PURE)
