@@ -7,6 +7,9 @@ the engine runs in other processes than the API server.
 
 from typing import Any
 
+FAILED = "the request cannot be served: "
+"""Begins the reason of a request that the engine has ended for a fault of its own."""
+
 
 class PromptCacheError(Exception):
     """Base of all errors this package raises on purpose.

@@ -16,9 +16,9 @@ from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY
 from vllm_promptcache.entrypoints.ended import check_served
+from vllm_promptcache.entrypoints.engine_request import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin
-from vllm_promptcache.entrypoints.renderer import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.entrypoints.store_view import ModuleStoreView
 from vllm_promptcache.errors import ConflictError, PlanError, UnsupportedError
@@ -99,11 +99,11 @@ class LLM(vllm.LLM):
 
     def _prepare(self, name: str, pin: Pin | None, *, warm: bool = False) -> None:
         """Pins and encodes what a schema or `pin` asks for."""
-        layout = self.front_end.planner.layout(name)
+        layout = self.front_end.planner.schemas.get(name).layout
         pins = engine_pins(layout, self.front_end.block_size, pin)
         self._pin(name, pins)
         if warm or pins:
-            plans = self.front_end.warm_plans(name)
+            plans = self.front_end.planner.warm_plans(name)
             params = SamplingParams(max_tokens=1, detokenize=False)
             while batch := [planned_prompt("", plan) for plan in islice(plans, _WARM_BATCH)]:
                 check_served(super().generate(batch, params))
@@ -114,7 +114,7 @@ class LLM(vllm.LLM):
         Raises:
             ClientError: There is no such schema.
         """
-        self.front_end.remove_schema(name)
+        self.front_end.planner.schemas.remove(name)
         self._pin(name, [])
 
     def _pin(self, name: str, pins: EnginePins) -> None:

@@ -157,7 +157,7 @@ def test_a_prompt_that_the_cache_cannot_encode_is_refused_with_the_numbers(model
 def test_pins_starve_nobody(model: Path) -> None:
     clients = crowd(model, "fixed")
     front_end, pins = clients.engine.front_end, clients.engine.scheduler.residency.pins
-    modules = front_end.planner.layout("s").modules[1:5]
+    modules = front_end.planner.schemas.get("s").layout.modules[1:5]
     pins.replace("s", [PinnedModule(m.key, -(-m.num_kept_tokens // 32)) for m in modules[:2]])
     clients.run()
     assert clients.reasons == []

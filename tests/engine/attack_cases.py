@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.engine.endpoints import FORM, PROMPT
-from vllm_promptcache.entrypoints.renderer import PLAN_FIELD
+from vllm_promptcache.entrypoints.engine_request import PLAN_FIELD
 from vllm_promptcache.entrypoints.schema_routes import ADMIN_HEADER
 from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY
 

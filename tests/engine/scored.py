@@ -18,14 +18,14 @@ from vllm.renderers.params import ChatParams
 
 from tests.engine.server import MAX_MODEL_LEN, MODEL_NAME
 from tests.generators import Schema
+from tests.plan.planning import make_planner
 from tests.reference import Reference
 from tests.reference.compare import Difference
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.engine import CPU_BLOCK_SIZE
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
-from vllm_promptcache.plan import Explanation, Planner
+from vllm_promptcache.plan import Explanation
 from vllm_promptcache.pml import parse_schema
-from vllm_promptcache.policies import Policy
 
 # As many as vLLM gives unless told otherwise.
 NUM_LOGPROBS = 20
@@ -110,14 +110,14 @@ class Plans:
 
     def __init__(self, model: Path, schemas: Iterable[Schema]) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._planner = Planner(
+        self._planner = make_planner(
             self._tokenizer,
+            PromptModulesConfig(repair="none", promote_after=0),
             max_model_len=MAX_MODEL_LEN,
             block_size=CPU_BLOCK_SIZE,
-            default_policy=Policy(PromptModulesConfig().encode),
         )
         for schema in schemas:
-            self._planner.add_schema(parse_schema(schema.pml))
+            self._planner.schemas.add(parse_schema(schema.pml))
 
     def completion(self, pml: str) -> dict[str, Any]:
         """Explains a prompt of /v1/completions. Raises as `Planner.plan`."""

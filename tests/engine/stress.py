@@ -27,8 +27,8 @@ from vllm_promptcache import LLM
 from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY
 from vllm_promptcache.core.request import ModularRequest
+from vllm_promptcache.entrypoints.engine_request import planned_prompt
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins
-from vllm_promptcache.entrypoints.renderer import planned_prompt
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.pml import Pin
 
@@ -241,7 +241,7 @@ class Stress:
         """Pins some modules of a schema, resident or not."""
         rng, front_end = self._rng, self.llm.front_end
         name = rng.choice(list(self._schemas))
-        pins = engine_pins(front_end.planner.layout(name), front_end.block_size, Pin())
+        pins = engine_pins(front_end.planner.schemas.get(name).layout, front_end.block_size, Pin())
         self._set_pins(name, rng.sample(pins, rng.randint(0, len(pins))))
 
     def _set_pins(self, name: str, pins: EnginePins) -> None:

@@ -120,7 +120,7 @@ def counts(llm: LLM) -> dict[str, int]:
 
 def num_module_blocks(llm: LLM) -> int:
     """Blocks that all modules together would take."""
-    modules = llm.front_end.planner.layout("s").modules
+    modules = llm.front_end.planner.schemas.get("s").layout.modules
     size = ENGINE_ARGS["block_size"]
     return sum(-(-module.num_kept_tokens // size) for module in modules)
 

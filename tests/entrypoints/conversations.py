@@ -10,8 +10,9 @@ from typing import Any
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from vllm.renderers.params import ChatParams
 
+from tests.plan.planning import make_planner
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
-from vllm_promptcache.plan import Planner, PromptPlan
+from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.pml import parse_schema
 
 BOS, EOS = "<s>", "</s>"
@@ -24,19 +25,25 @@ class CharTokenizer:
     bos_token_id, eos_token_id = 0x110000, 0x110001
 
     def __init__(self, template: str) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: self.now.strftime(form)
-        self.template = environment.from_string(template)
+        self.environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self.environment.globals["raise_exception"] = _raise
+        self.environment.globals["strftime_now"] = lambda form: self.now.strftime(form)
+        self.chat_template = template
         self.now = datetime(2026, 1, 31, 23, 59)
 
     def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, Any]:
         return {"input_ids": [list(map(ord, one)) for one in text]}
 
     def apply_chat_template(
-        self, conversation: Sequence[Any], *, tokenize: bool = False, **kwargs: Any
+        self,
+        conversation: Sequence[Any],
+        *,
+        tokenize: bool = False,
+        chat_template: str | None = None,
+        **kwargs: Any,
     ) -> str:
-        return self.template.render(messages=conversation, bos_token=BOS, eos_token=EOS, **kwargs)
+        template = self.environment.from_string(chat_template or self.chat_template)
+        return template.render(messages=conversation, bos_token=BOS, eos_token=EOS, **kwargs)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self.text(token_ids)
@@ -63,8 +70,8 @@ class Conversations:
 
     def __post_init__(self) -> None:
         self.tokenizer = CharTokenizer(self.template)
-        self.planner = Planner(self.tokenizer, max_model_len=8192, block_size=16)
-        self.planner.add_schema(
+        self.planner = make_planner(self.tokenizer, max_model_len=8192, block_size=16)
+        self.planner.schemas.add(
             parse_schema(f'<schema name="s" {self.attributes}>{self.schema}</schema>')
         )
 

@@ -8,7 +8,7 @@ import pytest
 from vllm.entrypoints.serve.tokenize.protocol import TokenizeCompletionRequest
 
 from vllm_promptcache.entrypoints.chat import PMLChat
-from vllm_promptcache.entrypoints.renderer import plan_if_pml
+from vllm_promptcache.entrypoints.engine_request import plan_if_pml
 from vllm_promptcache.entrypoints.request_options import (
     PromptModules,
     RequestOptions,
@@ -72,14 +72,19 @@ def test_a_document_elsewhere_is_refused(messages: list[dict[str, object]], mess
 
 def test_a_prompt_without_markup_takes_the_first_user_message() -> None:
     modules = PromptModules(schema="s", imports=["a"])
-    with applied(RequestOptions(prompt_modules=modules)):
-        chat = PMLChat.find([user("hello")])
-        assert chat is not None
-        assert (chat.document, chat.text) == (modules.to_prompt(""), "hello")
-        assert (chat.texts, chat.part) == (["hello"], -1)
-        for messages in ([], [user(DOCUMENT)], [{"role": "system", "content": "x"}]):
-            with pytest.raises(PlanError, match="plain text"):
-                PMLChat.find(messages)
+    chat = PMLChat.find([user("hello")], modules)
+    assert chat is not None
+    assert (chat.document, chat.text) == (modules, "hello")
+    assert (chat.texts, chat.part) == (["hello"], -1)
+    for messages in ([], [user(DOCUMENT)], [{"role": "system", "content": "x"}]):
+        with pytest.raises(PlanError, match="plain text"):
+            PMLChat.find(messages, modules)
+
+
+def test_options_are_those_of_what_is_rendered_inside() -> None:
+    options = RequestOptions(prompt_modules=PromptModules(schema="s"))
+    with applied(options):
+        assert current_options() is options
     assert current_options() == RequestOptions()
 
 

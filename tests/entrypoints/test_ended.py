@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, GracefulHTTPError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine import EngineCoreOutput, FinishReason
@@ -17,10 +17,12 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from vllm_promptcache.entrypoints.ended import (
     RequestEnded,
+    RequestFailed,
     RequestsEnded,
     check_served,
     process_outputs,
 )
+from vllm_promptcache.errors import FAILED
 
 REASON = "18 tokens with their modules need 7 KV cache blocks of 4 tokens, the cache has 4"
 
@@ -52,6 +54,22 @@ def test_a_server_answers_with_400_and_the_reason() -> None:
     assert (error.code, error.type, error.message) == (400, "BadRequestError", REASON)
     # A stream that has begun ends with an error event.
     assert isinstance(RequestEnded(REASON), GenerationError)
+
+
+def test_a_fault_of_the_engine_is_no_fault_of_the_client() -> None:
+    queue = RequestOutputCollector(RequestOutputKind.DELTA, "1")
+    processor = SimpleNamespace(request_states={"1": SimpleNamespace(queue=queue)})
+    reason = f"{FAILED}IndexError"
+    failed = EngineCoreOutput("1", [], finish_reason=FinishReason.ERROR, stop_reason=reason)
+    process_outputs(lambda *args: None, processor, [failed])
+    # What vLLM's engine client lets through with its reason.
+    with pytest.raises(GracefulHTTPError) as caught:
+        asyncio.run(queue.get())
+    assert isinstance(caught.value, RequestFailed)
+    assert isinstance(caught.value, GenerationError)
+    assert caught.value.status_code == 500
+    error = create_error_response(caught.value).error
+    assert (error.code, error.message) == (500, reason)
 
 
 def test_an_offline_call_raises_the_reason_and_keeps_the_other_outputs() -> None:

@@ -15,8 +15,9 @@ from vllm.renderers.params import ChatParams
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import Prompts
+from vllm_promptcache.entrypoints.engine_request import PLAN_FIELD
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, PromptModuleRenderer
+from vllm_promptcache.entrypoints.renderer import PromptModuleRenderer
 from vllm_promptcache.entrypoints.request_options import (
     PromptModules,
     RequestOptions,

@@ -10,8 +10,8 @@ import pytest
 from tests.plan.planning import Prompts
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.entrypoints.chat import PMLChat
+from vllm_promptcache.entrypoints.engine_request import PLAN_FIELD, plan_if_pml
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, plan_if_pml
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.llm import LLM
@@ -45,18 +45,17 @@ def test_the_field_goes_on_and_takes_the_text_as_it_is(front_end: FrontEnd) -> N
 
 
 def planned_text(front_end: FrontEnd, planned: Any) -> str:
-    words: Any = front_end.planner.tokenizer._tokenizer
+    words: Any = front_end.planner.schemas.compiler.tokenizer._tokenizer
     text: str = words.text(planned["prompt_token_ids"])
     assert text.startswith("a b c d e < prompt schema =")
     return text
 
 
 def test_a_chat(front_end: FrontEnd) -> None:
-    assert (PMLChat.find(MESSAGES, front_end.is_pml) is not None) is front_end.reads_pml
+    assert (PMLChat.find(MESSAGES, is_pml=front_end.is_pml) is not None) is front_end.reads_pml
     if not front_end.reads_pml:
-        assert PMLChat.find(MESSAGES * 3, front_end.is_pml) is None
-        with applied(FIELD):
-            assert PMLChat.find(MESSAGES, front_end.is_pml) is not None
+        assert PMLChat.find(MESSAGES * 3, is_pml=front_end.is_pml) is None
+        assert PMLChat.find(MESSAGES, FIELD.form, front_end.is_pml) is not None
 
 
 def test_the_option() -> None:

@@ -15,7 +15,7 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from tests.plan.planning import Prompts, engine_order
 from vllm_promptcache.core.residency import ModuleResidency
-from vllm_promptcache.entrypoints.renderer import (
+from vllm_promptcache.entrypoints.engine_request import (
     RequestRefused,
     plan_if_pml,
     planned_prompt,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.plan.planning import Prompts
-from vllm_promptcache.entrypoints.renderer import plan_if_pml
+from tests.plan.planning import PaperPrompts, Prompts
+from vllm_promptcache.entrypoints.engine_request import plan_if_pml
 from vllm_promptcache.entrypoints.request_options import PromptModules, RequestOptions, applied
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.plan import PromptPlan
@@ -25,7 +25,7 @@ ARGUMENTS = {"x/p": {"n": '1 < "2"'}, "y": {"m": "a &\r\nb"}}
 
 @pytest.fixture(scope="module")
 def prompts() -> Prompts:
-    return Prompts(SCHEMA)
+    return PaperPrompts(SCHEMA)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,9 @@ def test_half_a_character_is_refused(field: str) -> None:
 
 def test_an_empty_prompt_is_refused(prompts: Prompts) -> None:
     front_end: Any = SimpleNamespace(
-        planner=prompts.planner, is_pml=is_prompt, find=prompts.planner.layout
+        planner=prompts.planner,
+        is_pml=is_prompt,
+        find=lambda name: prompts.planner.schemas.get(name).layout,
     )
     options = RequestOptions(prompt_modules=form())
     refused = pytest.raises(FieldError, match="prompt_modules: an empty prompt\nhint: import")
@@ -224,7 +226,9 @@ def test_beam_search_leaves_plans_behind(prompts: Prompts) -> None:
         model_extra={"prompt_modules": {"schema": "s", "imports": ["x"]}}, use_beam_search=True
     )
     front_end: Any = SimpleNamespace(
-        planner=prompts.planner, is_pml=is_prompt, find=prompts.planner.layout
+        planner=prompts.planner,
+        is_pml=is_prompt,
+        find=lambda name: prompts.planner.schemas.get(name).layout,
     )
     with applied(RequestOptions.of(request)), pytest.raises(PlanError, match="beam search"):
         plan_if_pml(front_end, "text")

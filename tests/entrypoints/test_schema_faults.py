@@ -130,14 +130,14 @@ def test_only_what_a_prompt_asks_for_is_compiled(
     assert plan(two) == 2
     SchemaService(one).add(schema("slow", "x y z"))
     may_end, has_begun = Event(), Event()
-    compile_schema = two.planner.compile
+    compile_schema = two.planner.schemas.compile
 
     def compile_slowly(tree: Any) -> Any:
         has_begun.set()
         assert may_end.wait(20)
         return compile_schema(tree)
 
-    monkeypatch.setattr(two.planner, "compile", compile_slowly)
+    monkeypatch.setattr(two.planner.schemas, "compile", compile_slowly)
     plans: list[int] = []
     asking = Thread(target=lambda: plans.append(plan(two, "slow")), daemon=True)
     asking.start()
@@ -158,7 +158,7 @@ def test_what_a_server_writes_wins_over_what_it_is_compiling(
     SchemaService(one).add(schema("a", "x"))
     assert plan(two) == 1
     SchemaService(one).replace("a", schema("a", "x y"))
-    compile_schema, newest = two.planner.compile, schema("a", "1 2 3")
+    compile_schema, newest = two.planner.schemas.compile, schema("a", "1 2 3")
 
     def compile_late(tree: Any) -> Any:
         parsed = parse_schema(newest)
@@ -166,5 +166,5 @@ def test_what_a_server_writes_wins_over_what_it_is_compiling(
         two.folder.store(compile_schema(parsed), newest)
         return compile_schema(tree)
 
-    monkeypatch.setattr(two.planner, "compile", compile_late)
+    monkeypatch.setattr(two.planner.schemas, "compile", compile_late)
     assert (plan(two), plan(one)) == (3, 3)

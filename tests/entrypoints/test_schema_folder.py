@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
 from vllm_promptcache.entrypoints.schema_service import SchemaService
@@ -20,7 +21,6 @@ from vllm_promptcache.errors import (
     PMLError,
     ServerError,
 )
-from vllm_promptcache.plan import Planner
 
 
 def schema(name: str, *texts: str) -> str:
@@ -29,8 +29,8 @@ def schema(name: str, *texts: str) -> str:
 
 
 def front_end(path: Path | None) -> FrontEnd:
-    planner = Planner(WordTokenizer(), max_model_len=1000, block_size=4)
-    folder = SchemaFolder(path, planner) if path else None
+    planner = make_planner(WordTokenizer(), max_model_len=1000, block_size=4)
+    folder = SchemaFolder(path, planner.schemas) if path else None
     if folder is not None:
         folder.load()
     cache = SimpleNamespace(block_size=4, num_gpu_blocks=100)

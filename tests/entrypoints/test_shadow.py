@@ -16,8 +16,8 @@ from tests.plan.planning import Prompts
 from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.core.reports.schema_series import schema_series
 from vllm_promptcache.engine import prepare_engine_args
+from vllm_promptcache.entrypoints.engine_request import PLAN_FIELD, planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
-from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, planned_prompt
 from vllm_promptcache.entrypoints.shadow import MAX_NUM_WAITING, ShadowCheck
 
 PROMPTS = Prompts('<module name="a">a1 a2 a3 a4 a5</module>')

@@ -55,7 +55,7 @@ class Engine:
 
     def warm(self) -> asyncio.Task[None]:
         """Starts to warm the schema."""
-        layout = self.front_end.planner.add_schema(parse_schema(MANY))
+        layout = self.front_end.planner.schemas.add(parse_schema(MANY))
         return asyncio.create_task(EngineModules(self.front_end, self).warm(layout, None))
 
     async def is_full(self) -> None:
@@ -87,9 +87,9 @@ def test_a_schema_that_is_replaced_or_removed_is_not_warmed_further(is_replaced:
         warming = engine.warm()
         await engine.is_full()
         if is_replaced:
-            engine.front_end.planner.add_schema(parse_schema(schema("many", "other")))
+            engine.front_end.planner.schemas.add(parse_schema(schema("many", "other")))
         else:
-            engine.front_end.remove_schema("many")
+            engine.front_end.planner.schemas.remove("many")
         engine.answers.set()
         with pytest.raises(ConflictError, match="was replaced or removed while it was warmed"):
             await warming
@@ -102,7 +102,7 @@ def test_a_schema_that_is_replaced_or_removed_is_not_warmed_further(is_replaced:
 def test_a_client_that_goes_away_stops_it() -> None:
     async def run() -> Engine:
         engine, has_gone = Engine(), asyncio.Event()
-        layout = engine.front_end.planner.add_schema(parse_schema(MANY))
+        layout = engine.front_end.planner.schemas.add(parse_schema(MANY))
 
         async def receive() -> dict[str, str]:
             await has_gone.wait()

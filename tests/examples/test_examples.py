@@ -8,6 +8,7 @@ import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import PAPER, make_planner
 from vllm_promptcache.examples import SCHEMA_FOLDER, SCHEMAS, prompt_paths, schema_path
 from vllm_promptcache.layout.tokenizer import HFTokenizer
 from vllm_promptcache.plan import Planner
@@ -29,21 +30,21 @@ def planner(request: pytest.FixtureRequest) -> Planner:
     tokenizer = WordTokenizer(CHATML)
     if request.param == "smollm2":
         tokenizer = _smollm2_tokenizer(request.getfixturevalue("smollm2"))
-    planner = Planner(tokenizer, max_model_len=SMOLLM2_MAX_MODEL_LEN, block_size=32)
+    planner = make_planner(tokenizer, PAPER, max_model_len=SMOLLM2_MAX_MODEL_LEN, block_size=32)
     for name in SCHEMAS:
         path = schema_path(name)
         schema = parse_schema(path.read_text("utf-8"), name=str(path), base_dir=SCHEMA_FOLDER)
-        planner.add_schema(schema)
+        planner.schemas.add(schema)
     return planner
 
 
 def test_files_and_schemas_have_the_same_names(planner: Planner) -> None:
-    assert set(planner.schemas) == {path.stem for path in SCHEMA_FOLDER.glob("*.pml")}
+    assert set(planner.schemas.names) == {path.stem for path in SCHEMA_FOLDER.glob("*.pml")}
     assert all(len(prompt_paths(name)) >= 4 for name in SCHEMAS)
 
 
 def test_modules_are_worth_reusing(planner: Planner) -> None:
-    named = [m for layout in planner.schemas.values() for m in layout.modules if m.path]
+    named = [m for layout in planner.schemas.layouts.values() for m in layout.modules if m.path]
     assert all(module.num_kept_tokens > 50 for module in named if module.name != "trip-plan")
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import USERS
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.pml import parse_schema
-from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.runs import Run
 
 
@@ -21,8 +21,8 @@ class Compiler:
         self.tokenizer = LayoutTokenizer(self.words)
 
     def compile(self, children: str, attributes: str = "", **options: object) -> SchemaLayout:
-        """Compiles a schema named `s` with these children."""
-        options = {"max_model_len": None, "default_policy": Policy("isolated")} | options
+        """Compiles a schema named `s` with these children, for users without options."""
+        options = {"max_model_len": None, "default_policy": USERS.policy} | options
         schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
         return compile_schema(schema, self.tokenizer, **options)  # type: ignore[arg-type]
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
 from vllm_promptcache.layout import ModuleLayout
 from vllm_promptcache.layout.derived import Derived, DerivedCache
 from vllm_promptcache.layout.keys import salted
@@ -49,7 +50,7 @@ def test_what_is_larger_than_all_room_is_made_again() -> None:
 
 
 def planner() -> Planner:
-    return Planner(WordTokenizer(), max_model_len=10_000, block_size=4)
+    return make_planner(WordTokenizer(), max_model_len=10_000, block_size=4)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +70,14 @@ def test_nothing_outlives_its_schema(attributes: str, prompt: str, is_replaced: 
     modules = "".join(f'<module name="m{i}">one two three four five</module>' for i in range(2))
     tree = parse_schema(f'<schema name="s" {attributes}>{modules}</schema>')
     num_before = _num_modules()
-    plans.add_schema(tree)
+    plans.schemas.add(tree)
     for salt in "abc":
         plans.plan(f'<prompt schema="s">{prompt}</prompt>', salt=salt)
     assert _num_modules() > num_before
     if is_replaced:
-        plans.add_schema(parse_schema('<schema name="s">other</schema>'))
+        plans.schemas.add(parse_schema('<schema name="s">other</schema>'))
     else:
-        plans.remove_schema("s")
+        plans.schemas.remove("s")
     assert _num_modules() == num_before + is_replaced
 
 
@@ -89,8 +90,8 @@ def _num_modules() -> int:
 def test_copies_for_tenants_are_bounded_in_bytes() -> None:
     plans = planner()
     texts = "".join(f'<module name="m{i}">{"word " * 90}</module>' for i in range(100))
-    plans._derived = cache = DerivedCache(2**20)
-    plans.add_schema(parse_schema(f'<schema name="s" private="true">{texts}</schema>'))
+    plans.schemas._derived = cache = DerivedCache(2**20)
+    plans.schemas.add(parse_schema(f'<schema name="s" private="true">{texts}</schema>'))
     for number in range(100):
         plans.plan('<prompt schema="s"><m0/> end</prompt>', salt=str(number))
     assert 2**19 < cache.num_bytes <= 2**20
@@ -102,8 +103,8 @@ def test_sizes_are_as_measured(num_modules: int, num_words: int) -> None:
     words = " ".join(map(str, range(300, 300 + num_words)))
     modules = "".join(f'<module name="m{i}">{words}</module>' for i in range(num_modules))
     tree = parse_schema(f'<schema name="s" private="true">{modules}</schema>')
-    layout = plans.add_schema(tree)
-    assert plans.num_bytes == schema_bytes(tree, layout)
+    layout = plans.schemas.add(tree)
+    assert plans.schemas.num_bytes == schema_bytes(tree, layout)
     seen: set[int] = set()
     # Ids of this tokenizer are shared, those of others are not.
     measured = _measure(layout, seen) + 28 * num_modules * num_words

@@ -53,7 +53,8 @@ def test_policy_of_module_then_schema_then_default() -> None:
 
 def test_a_nested_module_does_not_inherit_the_policy() -> None:
     children = '<module name="a" encode="anchored"><module name="b">y</module></module>'
-    assert Compiler().compile(children).modules[2].policy == Policy("isolated")
+    layout = Compiler().compile(children, 'encode="isolated"')
+    assert layout.modules[2].policy.encode == "isolated"
 
 
 def test_context_leaves_out_what_is_empty_or_never_cached() -> None:
@@ -142,7 +143,7 @@ def test_key_depends_on_the_context() -> None:
     compiler = Compiler()
     texts = ("one", "two", "three")
     children = [f"{text} {BASE} {text}" for text in texts]
-    isolated = {compiler.compile(child).modules[1].key for child in children}
+    isolated = {compiler.compile(child, 'encode="isolated"').modules[1].key for child in children}
     anchored = {compiler.compile(child, 'encode="anchored"').modules[1].key for child in children}
     assert len(isolated) == 1
     assert len(anchored) == len(texts)

@@ -73,8 +73,8 @@ def test_members_of_a_union_stand_where_one_of_them_would() -> None:
 
 def test_without_primed_modules_nothing_is_tokenised_for_them() -> None:
     compiler = Compiler()
-    layout = compiler.compile("<module name='a'>1</module><module name='b'>2</module>")
-    assert layout.primers == ()
+    children = "<module name='a'>1</module><module name='b'>2</module>"
+    assert compiler.compile(children, 'encode="anchored"').primers == ()
     assert not any(set(PRIMER) & set(texts) for texts in compiler.words.calls)
 
 

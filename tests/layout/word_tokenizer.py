@@ -61,11 +61,13 @@ class WordTokenizer:
         *,
         tokenize: bool,
         add_generation_prompt: bool,
+        chat_template: str | None = None,
     ) -> str:
         assert not tokenize
-        if self.chat_template is None:
+        template = self.chat_template if chat_template is None else chat_template
+        if template is None:
             raise ValueError("tokenizer.chat_template is not set")
-        return _compiled(self.chat_template).render(
+        return _compiled(template).render(
             messages=conversation,
             add_generation_prompt=add_generation_prompt,
             bos_token=self.bos_token,

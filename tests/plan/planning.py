@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
+from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.errors import PMLError
+from vllm_promptcache.layout import LayoutTokenizer
 from vllm_promptcache.plan import Planner, PromptPlan
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
-from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.plan.compiled import Gate, SchemaCompiler
+from vllm_promptcache.plan.schemas import Schemas
+from vllm_promptcache.pml import PROMPT_LIMITS, Limits, parse_schema
 from vllm_promptcache.policies import Policy
 from vllm_promptcache.sequence.block_table import BlockTable
+
+USERS = PromptModulesConfig()
+"""The options that users have without saying any."""
+
+PAPER = PromptModulesConfig(encode="isolated", repair="none", promote_after=0)
+"""Each module by itself, as in the paper, so that what is new can be counted by hand."""
+
+
+def make_planner(
+    tokenizer: Any,
+    options: PromptModulesConfig = USERS,
+    *,
+    max_model_len: int,
+    block_size: int,
+    policy: Policy | None = None,
+    gate: Gate | None = None,
+    budgets: Budgets = DEFAULT_BUDGETS,
+    limits: Limits = PROMPT_LIMITS,
+    on_remove: Callable[[str], None] | None = None,
+) -> Planner:
+    """Makes a planner with its schemas, as a front end with some options has it."""
+    policy = policy or options.policy
+    compiler = SchemaCompiler(LayoutTokenizer(tokenizer), max_model_len, policy, gate)
+    promotes = options.promote_after > 0
+    return Planner(Schemas(compiler, on_remove), block_size, promotes, budgets, limits)
 
 
 def engine_order(plan: PromptPlan) -> list[int]:
@@ -28,7 +61,7 @@ class Prompts:
         tokenizer: One token a word, unless another one is given.
         block_size: Tokens in a KV cache block.
         max_model_len: Positions the model has.
-        promotes: Whether plans say how they could be exact.
+        options: What schemas and prompts do not say.
         budgets: What a prompt may ask of the engine.
     """
 
@@ -40,20 +73,19 @@ class Prompts:
         tokenizer: WordTokenizer | None = None,
         block_size: int = 4,
         max_model_len: int = 1000,
-        promotes: bool = False,
+        options: PromptModulesConfig = USERS,
         budgets: Budgets = DEFAULT_BUDGETS,
     ) -> None:
         self.words = tokenizer or WordTokenizer(CHATML)
-        self.planner = Planner(
+        self.planner = make_planner(
             self.words,
+            options,
             max_model_len=max_model_len,
             block_size=block_size,
-            default_policy=Policy("isolated"),
-            promotes=promotes,
             budgets=budgets,
         )
         schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
-        self.layout = self.planner.add_schema(schema)
+        self.layout = self.planner.schemas.add(schema)
 
     def plan(self, children: str, *, reuse: bool = True) -> PromptPlan:
         """Plans a prompt with these children."""
@@ -80,6 +112,20 @@ class Prompts:
     def paths(self, children: str) -> list[str]:
         """Cached modules of a prompt in the order of the block table."""
         return [planned.layout.path for planned in self.plan(children).modules]
+
+
+class PaperPrompts(Prompts):
+    """The same with the options `PAPER`.
+
+    Args:
+        promotes: Whether plans say how they could be exact.
+    """
+
+    def __init__(
+        self, children: str, attributes: str = "", *, promotes: bool = False, **kwargs: Any
+    ) -> None:
+        options = replace(PAPER, promote_after=int(promotes))
+        super().__init__(children, attributes, options=options, **kwargs)
 
 
 def column(error: PMLError, what: str) -> None:

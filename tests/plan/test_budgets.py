@@ -36,14 +36,14 @@ def test_as_many_rows_as_the_engine_takes() -> None:
 def test_a_repair_that_takes_too_many_rows_is_left_out_where_the_prompt_does_not_ask() -> None:
     modules = "r1 r2 " + "".join(f'<module name="m{i}">a b c d e</module>' for i in range(9))
     named = "".join(f"<m{i}/>" for i in range(9)) + "end"
-    few = Prompts(modules, 'repair="head:1"', budgets=Budgets(max_rows=5))
+    few = Prompts(modules, 'encode="isolated" repair="head:1"', budgets=Budgets(max_rows=5))
     assert few.plan("<m0/><m1/>end").sequence.num_attention_rows == 3
     assert not [new for new in few.plan(named).new if new.kind == "repeated"]
     with pytest.raises(PMLError) as caught:
         few.planner.plan(f'<prompt schema="s" repair="head:1">{named}</prompt>')
     assert "the prompt takes 10 rows of attention, more than 5" in caught.value.message
     assert caught.value.hint == "leave out `repair`, or repair less"
-    many = Prompts(modules, 'repair="head:1"', budgets=Budgets(max_rows=10))
+    many = Prompts(modules, 'encode="isolated" repair="head:1"', budgets=Budgets(max_rows=10))
     assert many.plan(named).sequence.num_attention_rows == 10
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.plan.planning import Prompts
+from tests.plan.planning import PaperPrompts as Prompts
 from vllm_promptcache.plan import PromptPlan
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.sequence.runs import merge_runs

@@ -8,8 +8,9 @@ from typing import Any
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
-from tests.plan.planning import Prompts
-from vllm_promptcache.plan import Explanation, Planner
+from tests.plan.planning import PAPER, make_planner
+from tests.plan.planning import PaperPrompts as Prompts
+from vllm_promptcache.plan import Explanation
 from vllm_promptcache.pml import parse_schema
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -26,8 +27,8 @@ def readable(explanation: dict[str, Any], tokenizer: WordTokenizer) -> dict[str,
 
 def test_travel_example() -> None:
     tokenizer = WordTokenizer(CHATML)
-    planner = Planner(tokenizer, max_model_len=100, block_size=4)
-    planner.add_schema(parse_schema((GOLDEN / "travel-schema.pml").read_text()))
+    planner = make_planner(tokenizer, PAPER, max_model_len=100, block_size=4)
+    planner.schemas.add(parse_schema((GOLDEN / "travel-schema.pml").read_text()))
     plan = planner.plan((GOLDEN / "travel-prompt.pml").read_text())
     expected = json.loads((GOLDEN / "travel.json").read_text())
     assert readable(Explanation.of(plan).to_dict(), tokenizer) == expected

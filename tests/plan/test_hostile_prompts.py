@@ -10,6 +10,7 @@ import pytest
 
 from tests.engine.planning_cases import LAYOUTS, documents, large_schemas
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
 from vllm_promptcache.errors import PMLError
 from vllm_promptcache.plan import Planner
 from vllm_promptcache.pml import parse_schema
@@ -25,14 +26,9 @@ MAX_UNPACK_SECONDS = 0.5
 @cache
 def planner() -> Planner:
     """With what an engine has by default."""
-    made = Planner(
-        WordTokenizer(),
-        max_model_len=MAX_MODEL_LEN,
-        block_size=16,
-        promotes=True,
-    )
+    made = make_planner(WordTokenizer(), max_model_len=MAX_MODEL_LEN, block_size=16)
     for schema in large_schemas(MAX_MODEL_LEN).values():
-        made.add_schema(parse_schema(schema))
+        made.schemas.add(parse_schema(schema))
     return made
 
 

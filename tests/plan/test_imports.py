@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.planning import Prompts, column
+from tests.plan.planning import PaperPrompts, Prompts, column
 
 TRAVEL = """Plan. <module name="trip">A trip
       <union><module name="miami">to Miami</module>
@@ -21,7 +21,7 @@ PARENT = '<module name="a"><param name="p" len="1"/><module name="b">x</module><
 
 @pytest.fixture(scope="module")
 def travel() -> Prompts:
-    return Prompts(TRAVEL)
+    return PaperPrompts(TRAVEL)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.planning import Prompts
+from tests.plan.planning import PaperPrompts as Prompts
 from vllm_promptcache.layout import ModuleLayout
 from vllm_promptcache.plan.names import Names
 from vllm_promptcache.pml import Import

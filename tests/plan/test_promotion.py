@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.plan.planning import Prompts
+from tests.plan.planning import PaperPrompts as Prompts
 from vllm_promptcache.sequence.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5</module>

@@ -8,11 +8,11 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.generators import random_prompt, random_schema
+from tests.generators import Schema, random_prompt, random_schema
 from tests.layout.compiling import positions
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
-from tests.plan.planning import engine_order
+from tests.plan.planning import PAPER, engine_order
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.layout.placement import CompactPlacement
 from vllm_promptcache.plan import Explanation, PromptPlan
@@ -32,19 +32,32 @@ many = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCh
 seeds = st.integers(0, 2**32)
 
 
+def compiled(schema: Schema) -> SchemaLayout:
+    return compile_schema(
+        parse_schema(schema.pml),
+        TOKENIZER,
+        default_policy=PAPER.policy,
+        max_model_len=MAX_MODEL_LEN,
+    )
+
+
 def layout_of(seed: int) -> SchemaLayout:
-    schema = parse_schema(random_schema(Random(seed), "s").pml)
-    return compile_schema(schema, TOKENIZER, max_model_len=MAX_MODEL_LEN)
+    return compiled(random_schema(Random(seed), "s"))
 
 
 def planned(seed: int, block_size: int) -> tuple[SchemaLayout, PromptPlan]:
     """A random prompt."""
     rng = Random(seed)
     schema = random_schema(rng, "s")
-    layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
+    layout = compiled(schema)
     prompt = parse_prompt(random_prompt(rng, schema))
     plan = plan_prompt(
-        prompt, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+        prompt,
+        layout,
+        TOKENIZER,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=block_size,
+        promotes=False,
     )
     return layout, plan
 
@@ -125,13 +138,18 @@ def test_policies_change_no_token(seed: int, block_size: int) -> None:
     """What is reused differs between policies, the prompt does not."""
     rng = Random(seed)
     schema = random_schema(rng, "s")
-    layout = compile_schema(parse_schema(schema.pml), TOKENIZER, max_model_len=MAX_MODEL_LEN)
+    layout = compiled(schema)
     prompt = parse_prompt(random_prompt(rng, schema))
     outcomes = set()
     for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("head", 5))):
         one = replace(prompt, is_exact=is_exact, repair=repair)
         plan = plan_prompt(
-            one, layout, TOKENIZER, max_model_len=MAX_MODEL_LEN, block_size=block_size
+            one,
+            layout,
+            TOKENIZER,
+            max_model_len=MAX_MODEL_LEN,
+            block_size=block_size,
+            promotes=False,
         )
         outcomes.add(tuple(sorted(placed(plan))))
     assert len(outcomes) == 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plan.planning import Prompts, engine_order
+from tests.plan.planning import PaperPrompts as Prompts
+from tests.plan.planning import engine_order
 from vllm_promptcache.sequence.codec import unpack_plan
 
 MODULES = """r1 r2 <module name="a">a1 a2 a3 a4 a5 a6 a7 a8 a9 a10</module>

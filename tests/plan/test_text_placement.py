@@ -124,7 +124,8 @@ def test_the_work_grows_with_the_text_alone(step: int) -> None:
         prompts = Prompts("".join(f'<module name="{name}">w</module>' for name in names))
         text = "".join(f"<{name}/>t" for name in names[::step])
         prompt = parse_prompt(f'<prompt schema="s">{text}</prompt>')
-        resolved = resolve_prompt(prompt, prompts.layout, prompts.planner.tokenizer)
+        tokenizer = prompts.planner.schemas.compiler.tokenizer
+        resolved = resolve_prompt(prompt, prompts.layout, tokenizer)
         return num_calls(lambda: resolved.placed(prompts.layout, lambda _: 1))
 
     assert work(400) < 5 * work(100)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.layout.reading import assert_reads, decoded, knows, tokenizer_of, tokens
 from tests.layout.templates import LLAMA3, MISTRAL, PHI3, VICUNA
 from tests.layout.tokenizers import FAITHFUL, REFUSED, llama
+from tests.plan.planning import make_planner
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.plan import Planner, PromptPlan
 from vllm_promptcache.plan.prompt_plan import baseline
@@ -21,8 +22,8 @@ PREFIXED = ("llama-legacy", "llama-first", "llama-always", "mistral-v1", "unigra
 
 
 def planner_of(tokenizer: Any, children: str, attributes: str = "") -> Planner:
-    planner = Planner(tokenizer, max_model_len=4096, block_size=16)
-    planner.add_schema(parse_schema(f'<schema name="s" {attributes}>{children}</schema>'))
+    planner = make_planner(tokenizer, max_model_len=4096, block_size=16)
+    planner.schemas.add(parse_schema(f'<schema name="s" {attributes}>{children}</schema>'))
     return planner
 
 

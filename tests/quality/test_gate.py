@@ -8,6 +8,7 @@ import pytest
 
 from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
 from tests.quality.profiles import measured, profile
 from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
@@ -24,18 +25,18 @@ LOST = (
 
 
 def planner(of: Profile) -> Planner:
-    return Planner(
+    return make_planner(
         WordTokenizer(CHATML),
         max_model_len=100,
         block_size=4,
-        default_policy=of.default,
+        policy=of.default,
         gate=PolicyGate(of).apply,
     )
 
 
 def add(attributes: str = "", children: str = MODULES, of: Profile | None = None) -> SchemaLayout:
     schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
-    return planner(of or profile()).add_schema(schema)
+    return planner(of or profile()).schemas.add(schema)
 
 
 def policy(layout: SchemaLayout) -> tuple[str, str | None]:
@@ -58,7 +59,7 @@ def test_a_policy_that_has_not_passed_falls_back(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Whether it hands anything on to the root depends on whether vLLM was imported.
-    logger = logging.getLogger("vllm.vllm_promptcache.plan.planner")
+    logger = logging.getLogger("vllm.vllm_promptcache.plan.schemas")
     monkeypatch.setattr(logger, "level", logging.WARNING)
     monkeypatch.setattr(logger, "propagate", False)
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
@@ -105,7 +106,7 @@ def test_exact_schemas_pass() -> None:
 def test_prompts_of_a_schema_that_fell_back_are_exact(attributes: str) -> None:
     of = profile()
     plans = planner(of)
-    plans.add_schema(
+    plans.schemas.add(
         parse_schema(f'<schema name="s" encode="isolated" {attributes}>{MODULES}</schema>')
     )
     plan = plans.plan("<prompt schema='s'><a/><b/> end</prompt>", salt="tenant")

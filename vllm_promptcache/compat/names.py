@@ -43,7 +43,12 @@ _START = Reliance(
 )
 # A prompt on its way to the engine: it is planned before it is tokenized, and its plan is kept.
 _PROMPTS = Reliance(
-    ("entrypoints/renderer.py", "entrypoints/chat.py", "entrypoints/request_options.py"),
+    (
+        "entrypoints/renderer.py",
+        "entrypoints/chat.py",
+        "entrypoints/request_options.py",
+        "entrypoints/engine_request.py",
+    ),
     {
         "vllm.renderers.registry:RENDERER_REGISTRY": "load_renderer_cls",
         "vllm.renderers.base:BaseRenderer": (

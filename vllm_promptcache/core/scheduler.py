@@ -34,6 +34,7 @@ from vllm_promptcache.core.reports.integrity import check_integrity
 from vllm_promptcache.core.reports.usage import module_usage
 from vllm_promptcache.core.request import InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
+from vllm_promptcache.errors import FAILED
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.sequence.codec import PLAN_KEY
 from vllm_promptcache.store import ModuleStore
@@ -111,8 +112,7 @@ class PromptModuleMixin(Scheduler):
         except Exception as error:
             # An exception here would end the engine; whatever is in a plan, only its request ends.
             logger.exception("Request %s is refused", request.request_id)
-            reason = f"the request cannot be served: {type(error).__name__}"
-            self.residency.rejected[request.request_id] = reason
+            self.residency.rejected[request.request_id] = FAILED + type(error).__name__
 
     def reloaded_adapter(self, lora_int_id: int) -> None:
         """Takes note that a client had a LoRA adapter loaded again, or removed."""

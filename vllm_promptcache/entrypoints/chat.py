@@ -11,13 +11,12 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from hashlib import sha256
 from typing import Any, TypeAlias
 
-from vllm_promptcache.entrypoints.request_options import current_options
+from vllm_promptcache.entrypoints.request_options import PromptModules
 from vllm_promptcache.errors import PlanError, UnsupportedError
-from vllm_promptcache.pml import Prompt, is_prompt
+from vllm_promptcache.pml import is_prompt
 from vllm_promptcache.pml.ast import RoleName
 
 Render: TypeAlias = Callable[[Sequence[Any], Any], tuple[Any, Any]]
@@ -32,12 +31,12 @@ class PMLChat:
     """A conversation whose first user message holds a PML prompt.
 
     Attributes:
-        document: That prompt, in PML or as a tree.
+        document: That prompt, in PML or as the field of the request has it.
         messages: The conversation with a word in place of that message's text.
     """
 
     def __init__(
-        self, messages: Sequence[Any], index: int, part: int, document: str | Prompt
+        self, messages: Sequence[Any], index: int, part: int, document: str | PromptModules
     ) -> None:
         """Makes one.
 
@@ -62,12 +61,16 @@ class PMLChat:
 
     @classmethod
     def find(
-        cls, messages: Sequence[Any], is_pml: Callable[[str], bool] = is_prompt
+        cls,
+        messages: Sequence[Any],
+        form: PromptModules | None = None,
+        is_pml: Callable[[str], bool] = is_prompt,
     ) -> PMLChat | None:
         """Returns a conversation in OpenAI's form if it uses PML or `prompt_modules`.
 
         Args:
             messages: The conversation.
+            form: The prompt without markup that its request brings.
             is_pml: Whether a text is taken for PML.
 
         Raises:
@@ -81,15 +84,14 @@ class PMLChat:
             if text is not None and is_pml(text)
         ]
         first = next((i for i, m in enumerate(messages) if _role(m) not in _SYSTEM_ROLES), -1)
-        modules = current_options().prompt_modules
-        if modules is not None and modules.is_prompt:
+        if form is not None:
             texts = _texts(messages[first]) if first >= 0 and not found else None
             if texts is None or None in texts or _role(messages[first]) != "user":
                 raise PlanError(
                     "prompt_modules goes with a conversation whose first message, but for system "
                     "messages, is a user message of plain text"
                 )
-            return cls(messages, first, -1, modules.to_prompt(""))
+            return cls(messages, first, -1, form)
         if not found:
             return None
         for index, _ in found:
@@ -134,24 +136,11 @@ class RenderedChat:
         system = conversation[: chat.index]
         if any(_role(message) == "developer" for message in system):
             self._check_developer()
-        self.system = [self._joined("system", _plain_texts(message)) for message in system]
-
-    @cached_property
-    def before(self) -> str:
-        """Text of the user's message before the document."""
-        return self._around[0]
-
-    @cached_property
-    def behind(self) -> str:
-        """Text of the user's message behind the document."""
-        return self._around[1]
-
-    @cached_property
-    def key(self) -> bytes:
-        """Digest of what the request gives the chat template beside messages."""
-        given = {k: v for k, v in self._params.chat_template_kwargs.items() if k not in _ENDS}
-        shown = self._params.chat_template, self._params.chat_template_content_format, given
-        return sha256(json.dumps(shown, sort_keys=True, default=repr).encode()).digest()
+        self.key = _key(params)
+        self.system: Sequence[str] = [
+            self._joined("system", _plain_texts(message)) for message in system
+        ]
+        self.before, self.behind = self._around()
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
         """Renders other messages as the request's would be; raises what the template raises."""
@@ -176,8 +165,8 @@ class RenderedChat:
             ) from error
         return _split(text, probes)
 
-    @cached_property
     def _around(self) -> tuple[str, str]:
+        """Text of the user's message before and behind the document."""
         texts, part = list(self._chat.texts), self._chat.part
         if part < 0:
             return "", self._joined("user", texts)
@@ -216,6 +205,13 @@ class RenderedChat:
         if not isinstance(text, str):
             raise UnsupportedError("this model's chats are rendered to tokens, not to text")
         return text
+
+
+def _key(params: Any) -> bytes:
+    """Digest of what a request gives the chat template beside messages."""
+    given = {k: v for k, v in params.chat_template_kwargs.items() if k not in _ENDS}
+    shown = params.chat_template, params.chat_template_content_format, given
+    return sha256(json.dumps(shown, sort_keys=True, default=repr).encode()).digest()
 
 
 def _split(text: str, probes: Sequence[str]) -> list[str]:

@@ -49,8 +49,7 @@ async def in_stream(
 ) -> AsyncIterator[str]:
     """Wraps the stream generators of both serving classes."""
     modules: list[Any] = []
-    options = RequestOptions.of(request).prompt_modules
-    if options is None or not options.detail:
+    if not RequestOptions.of(request).has_detail:
         async for chunk in original(server, request, *args, **kwargs):
             yield chunk
         return

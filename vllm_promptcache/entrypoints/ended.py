@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from vllm.exceptions import GenerationError, VLLMClientError
+from vllm.exceptions import GenerationError, GracefulHTTPError, VLLMClientError
 from vllm.outputs import RequestOutput
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 
-from vllm_promptcache.errors import PlanError
+from vllm_promptcache.errors import FAILED, PlanError
 
 
 class RequestEnded(VLLMClientError, GenerationError):
@@ -27,6 +27,16 @@ class RequestEnded(VLLMClientError, GenerationError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.status_code = HTTPStatus.BAD_REQUEST
+
+
+class RequestFailed(GracefulHTTPError, GenerationError):
+    """A request that this engine has failed to serve; vLLM's servers answer it with 500.
+
+    Graceful, so that vLLM lets it through with the reason; a generation error as `RequestEnded`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 class RequestsEnded(PlanError):
@@ -85,5 +95,5 @@ def process_outputs(
     ]
     processed = original(processor, engine_core_outputs, *args, **kwargs)
     for queue, reason in ended:
-        queue.put(RequestEnded(reason))
+        queue.put(RequestFailed(reason) if reason.startswith(FAILED) else RequestEnded(reason))
     return processed

@@ -11,9 +11,9 @@ from uuid import uuid4
 from vllm.sampling_params import SamplingParams
 
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
+from vllm_promptcache.entrypoints.engine_request import planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import engine_pins
-from vllm_promptcache.entrypoints.renderer import planned_prompt
 from vllm_promptcache.entrypoints.warming import Warming
 from vllm_promptcache.errors import ConflictError, PromptCacheError
 from vllm_promptcache.layout import SchemaLayout
@@ -57,7 +57,7 @@ class EngineModules:
         """
         planner = self.front_end.planner
         plans = await asyncio.to_thread(planner.warm_plans, layout.name, salt=salt)
-        await Warming(layout, plans, self._encode, lambda: planner.serves(layout)).run()
+        await Warming(layout, plans, self._encode, lambda: planner.schemas.serves(layout)).run()
 
     async def pin(self, layout: SchemaLayout, pin: Pin | None = None) -> bool:
         """Pins the modules of a schema that it or `pin` says, and no other of it.
@@ -81,7 +81,7 @@ class EngineModules:
 
     async def start(self) -> None:
         """Pins what the documents of all schemas ask for, and encodes it; logs what fails."""
-        for layout in self.front_end.planner.schemas.values():
+        for layout in self.front_end.planner.schemas.layouts.values():
             try:
                 if await self.pin(layout):
                     await self.warm(layout, None)

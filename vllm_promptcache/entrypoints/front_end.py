@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from vllm_promptcache.entrypoints.schema_files import read_schema
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo, info_bytes
 from vllm_promptcache.errors import PlanError, PromptCacheError
-from vllm_promptcache.layout import SchemaLayout
+from vllm_promptcache.layout import LayoutTokenizer, SchemaLayout
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.chat import Chat
+from vllm_promptcache.plan.compiled import SchemaCompiler
 from vllm_promptcache.plan.prompt_plan import baseline
+from vllm_promptcache.plan.schemas import Schemas
 from vllm_promptcache.pml import (
     PROMPT_LIMITS,
     Prompt,
@@ -46,7 +48,7 @@ class FrontEnd:
     """Compiles schemas and plans prompts for one engine.
 
     Attributes:
-        planner: Holds the compiled schemas.
+        planner: Plans prompts, and holds the compiled schemas.
         vllm_config: The engine's configuration.
         folder: The schema folder, if there is one.
         reads_pml: Whether texts may be PML; see `PromptModulesConfig.prompts_from`.
@@ -68,21 +70,23 @@ class FrontEnd:
         """
         config = PromptModulesConfig.of(vllm_config)
         profile = load_profile(vllm_config)
-        planner = Planner(
-            tokenizer,
+        compiler = SchemaCompiler(
+            LayoutTokenizer(tokenizer),
             max_model_len=vllm_config.model_config.max_model_len,
-            block_size=vllm_config.cache_config.block_size,
-            default_policy=config.policy if profile is None else profile.default,
+            policy=config.policy if profile is None else profile.default,
             gate=None if profile is None else PolicyGate(profile).apply,
+        )
+        planner = Planner(
+            Schemas(compiler, on_remove=schema_series.forget),
+            block_size=vllm_config.cache_config.block_size,
             promotes=config.promote_after > 0,
             budgets=Budgets.of_engine(vllm_config.scheduler_config.max_num_seqs),
-            on_remove=schema_series.forget,
         )
         # Now, so that the first malformed prompt need not.
         load_grammar()
         folder = None
         if config.schemas is not None:
-            folder = SchemaFolder(Path(config.schemas), planner)
+            folder = SchemaFolder(Path(config.schemas), planner.schemas)
             folder.load()
         front_end = cls(planner, vllm_config, folder, reads_pml=config.prompts_from == "any")
         schema_series.follow(front_end.names)
@@ -121,7 +125,7 @@ class FrontEnd:
         else:
             path = Path(source)
             schema = parse_schema(read_schema(path), name=str(path), base_dir=path.parent)
-        return self.describe(self.planner.add_schema(schema))
+        return self.describe(self.planner.schemas.add(schema))
 
     def sync(self, name: str | None = None) -> None:
         """Takes over what other API servers have changed in the schema folder.
@@ -135,34 +139,23 @@ class FrontEnd:
     def find(self, name: str) -> SchemaLayout | None:
         """The schema of a name as it is now, None if there is none."""
         self.sync(name)
-        found = self.planner.find(name)
+        found = self.planner.schemas.find(name)
         return None if found is None else found.layout
 
     def names(self) -> Collection[str]:
         """Names of all schemas, those included that other API servers have just added."""
-        return self.planner.names if self.folder is None else self.folder.names()
-
-    def remove_schema(self, name: str) -> None:
-        """Forgets a schema. Requests in flight are not touched: they carry their plans.
-
-        Raises:
-            ClientError: There is no such schema.
-        """
-        self.planner.remove_schema(name)
+        return self.planner.schemas.names if self.folder is None else self.folder.names()
 
     @property
     def schemas(self) -> dict[str, SchemaInfo]:
         """The schemas by name, as they are now."""
-        return {name: self.describe(layout) for name, layout in self.planner.schemas.items()}
+        layouts = self.planner.schemas.layouts
+        return {name: self.describe(layout) for name, layout in layouts.items()}
 
     def describe(self, layout: SchemaLayout) -> SchemaInfo:
         """What users are told of a schema; summarized once."""
         summarize = partial(SchemaInfo.of, layout, self.block_size)
         return layout.derived.get("info", summarize, info_bytes)
-
-    def warm_plans(self, name: str, *, salt: str | None = None) -> Iterator[PromptPlan]:
-        """Short sequences that make the engine encode all modules of a schema."""
-        return self.planner.warm_plans(name, salt=salt)
 
     def explain(self, text: str, *, salt: str | None = None) -> Explanation:
         """Explains the plan of a PML prompt. Raises as `plan`."""
@@ -183,7 +176,8 @@ class FrontEnd:
             PlanError: The engine's KV cache can never hold the prompt and its modules.
         """
         try:
-            self._catch_up(prompt)
+            if self.folder is not None and self.folder.look():
+                prompt = _catch_up(self.folder, prompt)
             plan = self.planner.plan(prompt, reuse=reuse, salt=salt, chat=chat)
             self._check_room(plan)
         except PromptCacheError as error:
@@ -193,15 +187,7 @@ class FrontEnd:
 
     def text_of(self, plan: PromptPlan) -> str:
         """The text of a prompt as the model reads it, with the texts of its modules."""
-        return self.planner.tokenizer.text_of(plan.prompt_token_ids)
-
-    def _catch_up(self, prompt: str | Prompt) -> None:
-        """Compiles what the folder has of the prompt's schema, if anything in it has changed."""
-        if self.folder is not None and self.folder.look():
-            parsed = prompt
-            if isinstance(parsed, str):
-                parsed = parse_prompt(parsed, limits=PROMPT_LIMITS)
-            self.folder.sync(parsed.schema)
+        return self.planner.schemas.compiler.tokenizer.text_of(plan.prompt_token_ids)
 
     def baseline(self, plan: PromptPlan) -> PromptPlan:
         """Plans the same prompt as one plain prefill.
@@ -214,7 +200,7 @@ class FrontEnd:
         return plain
 
     def _check_room(self, plan: PromptPlan) -> None:
-        num_blocks, size = self.vllm_config.cache_config.num_gpu_blocks, self.block_size
+        num_blocks, size = self.vllm_config.cache_config.num_gpu_blocks, plan.block_size
         # The number is not known before the engine has started.
         if num_blocks is None:
             return
@@ -243,6 +229,14 @@ class FrontEnd:
         """Tokens in a KV cache block."""
         block_size: int = self.vllm_config.cache_config.block_size
         return block_size
+
+
+def _catch_up(folder: SchemaFolder, prompt: str | Prompt) -> Prompt:
+    """Compiles what the folder has of the prompt's schema now."""
+    if isinstance(prompt, str):
+        prompt = parse_prompt(prompt, limits=PROMPT_LIMITS)
+    folder.sync(prompt.schema)
+    return prompt
 
 
 def _evicted(config: PromptModulesConfig) -> str:

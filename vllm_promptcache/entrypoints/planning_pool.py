@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -35,4 +36,5 @@ class PlanningPool:
         # What a request says beside its prompt is in context variables, see `request_options`.
         context = copy_context()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: context.run(plan, *args, **kwargs))
+        call = partial(context.run, plan, *args, **kwargs)
+        return await loop.run_in_executor(self._threads, call)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
 
@@ -29,7 +29,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
-from vllm_promptcache.errors import FieldError
+from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
     Argument,
@@ -87,11 +87,6 @@ class PromptModules(BaseModel):
         if self.schema_name is None and any(others):
             raise ValueError("imports, arguments, text, encode and repair need a schema")
         return self
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether it names a schema, and not just asks for details."""
-        return self.schema_name is not None
 
     def to_prompt(self, text: str, *, as_user: bool = False) -> Prompt:
         """Returns the prompt's tree; every character of its text is as it was sent.
@@ -167,10 +162,12 @@ class RequestOptions:
 
     Attributes:
         cache_salt: The tenant's salt.
-        prompt_modules: A prompt without markup.
+        prompt_modules: The field of that name.
         is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
         has_echo: Whether the answer of a completion begins with the prompt.
         has_beams: Whether it asks for beam search, which takes tokens and leaves plans behind.
+        form: The prompt without markup, if the request brings one.
+        has_detail: Whether the response tells what was reused.
     """
 
     cache_salt: str | None = None
@@ -178,6 +175,28 @@ class RequestOptions:
     is_tokenized: bool = False
     has_echo: bool = False
     has_beams: bool = False
+    form: PromptModules | None = field(init=False)
+    has_detail: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        modules = self.prompt_modules
+        has_form = modules is not None and modules.schema_name is not None
+        object.__setattr__(self, "form", modules if has_form else None)
+        object.__setattr__(self, "has_detail", modules is not None and modules.detail)
+
+    def check(self) -> None:
+        """Refuses a PML prompt in requests that it does not go with.
+
+        Raises:
+            PlanError: The request is for beams; or for tokens, on a route whose clients need not be
+                allowed to send prompts: these are the schema's text.
+        """
+        if self.has_beams:
+            raise PlanError("beam search cannot be combined with a PML prompt")
+        if self.is_tokenized:
+            raise PlanError(
+                "a PML prompt cannot be tokenized here", "use /v1/prompt_schemas/NAME/explain"
+            )
 
     @classmethod
     def of(cls, request: Any) -> RequestOptions:

@@ -23,8 +23,8 @@ from vllm_promptcache.entrypoints.schema_files import (
 )
 from vllm_promptcache.errors import ClientError, ConflictError, PromptCacheError, ServerError
 from vllm_promptcache.log import module_logger
-from vllm_promptcache.plan import Planner
-from vllm_promptcache.plan.variants import Compiled
+from vllm_promptcache.plan.compiled import Compiled
+from vllm_promptcache.plan.schemas import Schemas
 from vllm_promptcache.pml import parse_schema, quote
 
 # A change this recent may be followed by another one with the same time stamp.
@@ -39,7 +39,7 @@ logger = module_logger(__name__)
 
 
 class SchemaFolder:
-    """Keeps a planner's schemas and the files of a folder the same. May be used by many threads.
+    """Keeps schemas and the files of a folder the same. May be used by many threads.
 
     Changes are noticed when files come, go or are replaced as a whole; a file that is edited in
     place is noticed at the next start. A file, or the folder, that cannot be read is logged once,
@@ -47,14 +47,14 @@ class SchemaFolder:
 
     Args:
         path: The folder.
-        planner: Compiles the schemas.
+        schemas: The schemas.
     """
 
-    def __init__(self, path: Path, planner: Planner) -> None:
+    def __init__(self, path: Path, schemas: Schemas) -> None:
         if not path.is_dir():
             raise ClientError(f"the schema folder {str(path)!r} does not exist")
         self.path = path
-        self._planner = planner
+        self._schemas = schemas
         # Held while a file is compiled, then the other one while the result is taken over.
         self._compiling = RLock()
         self._lock = RLock()
@@ -111,19 +111,19 @@ class SchemaFolder:
             return
         if name is not None:
             self._load_all(name)
-            if self._planner.find(name) is not None:
+            if self._schemas.find(name) is not None:
                 return
         self._load_all(None)
 
     def names(self) -> Collection[str]:
         """Names of the schemas that there are, or may be in files that wait; compiles nothing."""
         if not self.look():
-            return self._planner.names
+            return self._schemas.names
         with self._lock:
-            return {*self._planner.names, *(path.stem for path in self._waiting)}
+            return {*self._schemas.names, *(path.stem for path in self._waiting)}
 
     def store(self, compiled: Compiled, text: str) -> None:
-        """Keeps a schema that was posted, in a file of its name, and adds it to the planner.
+        """Keeps a schema that was posted, in a file of its name, and adds it to the others.
 
         Raises:
             ConflictError: The schema comes from another file.
@@ -138,10 +138,10 @@ class SchemaFolder:
                 raise _refusal(name, "kept", error) from None
             self._waiting.pop(path, None)
             self._files[path], self._names[path] = stamp, name
-            self._planner.adopt(compiled)
+            self._schemas.adopt(compiled)
 
     def remove(self, name: str) -> None:
-        """Removes the file of a schema, and the schema from the planner.
+        """Removes the file of a schema, and the schema.
 
         Raises:
             ConflictError: The schema comes from another file.
@@ -158,7 +158,7 @@ class SchemaFolder:
             self._waiting.pop(path, None)
             self._files.pop(path, None)
             self._names.pop(path, None)
-            self._planner.remove_schema(name)
+            self._schemas.remove(name)
 
     def check(self, name: str) -> None:
         """Checks that a schema may be stored and removed. Raises as `store`."""
@@ -233,8 +233,8 @@ class SchemaFolder:
             if stamp is None:
                 return
             schema = parse_schema(read_schema(path), name=str(path), base_dir=path.parent)
-            is_known = self._planner.holds(schema)
-            compiled = None if is_known else self._planner.compile(schema)
+            is_known = self._schemas.holds(schema)
+            compiled = None if is_known else self._schemas.compile(schema)
             with self._lock:
                 # Meanwhile this server may have written or removed the file: that is newer.
                 if path in self._waiting:
@@ -242,7 +242,7 @@ class SchemaFolder:
 
     def _take(self, path: Path, stamp: _Stamp, name: str, compiled: Compiled | None) -> None:
         if compiled is not None:
-            self._planner.adopt(compiled)
+            self._schemas.adopt(compiled)
         if self._names.get(path, name) != name:
             self._forget_schema(path)
         self._names[path] = name
@@ -271,8 +271,8 @@ class SchemaFolder:
 
     def _forget_schema(self, path: Path) -> None:
         name = self._names.pop(path, None)
-        if name is not None and name not in self._names.values() and name in self._planner.names:
-            self._planner.remove_schema(name)
+        if name is not None and name not in self._names.values() and name in self._schemas.names:
+            self._schemas.remove(name)
 
     def _complain(self, path: Path, problem: str) -> None:
         if self._complaints.get(path) != problem:

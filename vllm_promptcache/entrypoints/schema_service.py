@@ -10,7 +10,7 @@ from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.schema_limits import SchemaLimits
 from vllm_promptcache.errors import ClientError, ConflictError
 from vllm_promptcache.layout import SchemaLayout
-from vllm_promptcache.plan.variants import Compiled
+from vllm_promptcache.plan.compiled import Compiled
 from vllm_promptcache.pml import Schema, parse_schema, quote
 
 
@@ -48,6 +48,7 @@ class SchemaService:
         limits: SchemaLimits = SchemaLimits(),  # noqa: B008 (frozen)
     ) -> None:
         self._front_end = front_end
+        self._schemas = front_end.planner.schemas
         self._num_servers = num_servers
         self._limits = limits
         self._lock = Lock()
@@ -59,12 +60,12 @@ class SchemaService:
             NotFoundError: There is none.
         """
         self._front_end.sync(name)
-        return self._front_end.planner.layout(name)
+        return self._schemas.get(name).layout
 
     def layouts(self) -> list[SchemaLayout]:
         """All schemas as they are now, in the order of their names."""
         self._front_end.sync()
-        return [layout for _, layout in sorted(self._front_end.planner.schemas.items())]
+        return [layout for _, layout in sorted(self._schemas.layouts.items())]
 
     def describe(self, layout: SchemaLayout) -> dict[str, Any]:
         """A schema as clients see it; its `modules` are `ModuleInfo`s."""
@@ -82,7 +83,7 @@ class SchemaService:
         schema = parse_schema(text)
         with self._lock:
             self._front_end.sync()
-            known = self._front_end.planner.find(schema.name)
+            known = self._schemas.find(schema.name)
             change = self._write(schema, text, known, may_replace=False)
         return change
 
@@ -102,7 +103,7 @@ class SchemaService:
             raise ClientError(message, "make the two the same")
         with self._lock:
             self._front_end.sync()
-            known = self._front_end.planner.find(name)
+            known = self._schemas.find(name)
             return self._write(schema, text, known, may_replace=True)
 
     def remove(self, name: str) -> None:
@@ -117,29 +118,29 @@ class SchemaService:
             if (folder := self._front_end.folder) is not None:
                 folder.remove(name)
             else:
-                self._front_end.remove_schema(name)
+                self._schemas.remove(name)
 
     def _write(
         self, schema: Schema, text: str, known: Compiled | None, *, may_replace: bool
     ) -> Change:
         self._check_shared()
-        folder, planner = self._front_end.folder, self._front_end.planner
+        folder, schemas = self._front_end.folder, self._schemas
         old = None if known is None else known.layout
         if folder is not None:
             folder.check(schema.name)
-        if known is not None and planner.holds(schema):
+        if known is not None and schemas.holds(schema):
             return _change(old, known.layout)
         if known is not None and not may_replace:
             message = f"there is another schema {quote(schema.name)}"
             raise ConflictError(message, "replace it with PUT, or choose another name")
-        self._limits.check_number(len(planner.names) + (known is None))
-        compiled = planner.compile(schema)
+        self._limits.check_number(len(schemas.names) + (known is None))
+        compiled = schemas.compile(schema)
         replaced = 0 if known is None else known.num_bytes
-        self._limits.check_size(planner.num_bytes - replaced, compiled.num_bytes, replaced)
+        self._limits.check_size(schemas.num_bytes - replaced, compiled.num_bytes, replaced)
         if folder is not None:
             folder.store(compiled, text)
         else:
-            planner.adopt(compiled)
+            schemas.adopt(compiled)
         return _change(old, compiled.layout)
 
     def _check_shared(self) -> None:

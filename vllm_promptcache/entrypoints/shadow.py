@@ -18,7 +18,7 @@ from uuid import uuid4
 from vllm.inputs import tokens_input
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.entrypoints.renderer import PLAN_FIELD, plan_of_client
+from vllm_promptcache.entrypoints.engine_request import PLAN_FIELD, plan_of_client
 from vllm_promptcache.entrypoints.shadow_metrics import shadow_metrics
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import PromptPlan

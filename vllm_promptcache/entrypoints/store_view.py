@@ -9,6 +9,7 @@ from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.core.reports.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
+from vllm_promptcache.layout import SchemaLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,10 @@ class ModuleStoreView:
             say. Modules of private schemas are those of tenants, and are only counted.
         """
         counters: dict[str, Any] = call_utility(self.client, STORE_UTILITY)
-        layouts = self.front_end.planner.schemas
-        return counters | {"schemas": {name: self._modules(name) for name in layouts}}
+        layouts = self.front_end.planner.schemas.layouts.values()
+        return counters | {"schemas": {layout.name: self._modules(layout) for layout in layouts}}
 
-    def _modules(self, name: str) -> list[dict[str, Any]]:
-        layout = self.front_end.planner.layout(name)
+    def _modules(self, layout: SchemaLayout) -> list[dict[str, Any]]:
         info = SchemaInfo.of(layout, self.front_end.block_size)
         keys = [] if layout.private else [module.key for module in layout.modules]
         found = call_utility(self.client, STATUS_UTILITY, keys)

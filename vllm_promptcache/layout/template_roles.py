@@ -1,7 +1,8 @@
 """What a chat template writes around messages, read again whenever it writes something else.
 
 A template is a program: it may write the date, a random number, or what a request gives it (tools,
-a reasoning effort, documents). Parts that were read once hold as long as it writes the same.
+a reasoning effort, documents). Parts that were read once hold as long as it writes the same; where
+its source cannot do otherwise, that need not be looked at.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from threading import Lock
 from time import monotonic
+from typing import Any
 
 from cachetools import LRUCache
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.chat_template import Render, derive_roles, signature
 from vllm_promptcache.layout.roles import ChatRoles
+from vllm_promptcache.layout.template_source import can_change
 
 # Characters of parts that are kept for requests that give a template something.
 MAX_NUM_CHARS = 16 * 2**20
@@ -45,26 +48,37 @@ class TemplateRoles:
 
     Args:
         render: Renders messages as a request that gives the template nothing.
+        tokenizer: The tokenizer that it is of.
         bos: Text of the BOS token, empty if there is none.
         eos: Text of the EOS token, empty if there is none.
     """
 
-    def __init__(self, render: Render, *, bos: str, eos: str) -> None:
-        self._render = render
+    def __init__(self, render: Render, tokenizer: Any, *, bos: str, eos: str) -> None:
+        self._render, self._tokenizer = render, tokenizer
         self._bos, self._eos = bos, eos
         self._plain: _Reading | None = None
+        # The source that `_plain` was read of, and whether it may write something else.
+        self._source: object = None
+        self._can_change = True
         self._given: LRUCache[bytes, _Reading] = LRUCache(MAX_NUM_CHARS, lambda r: r.num_chars)
         self._lock = Lock()
 
     def current(self) -> ChatRoles:
         """The parts for a request that gives the template nothing, as they are now.
 
+        Returns:
+            The same object for as long as the template writes the same.
+
         Raises:
             UnsupportedError: The template cannot be taken apart, or never writes the same twice.
         """
         with self._lock:
-            if self._plain is None or self._plain.signature != signature(self._render):
-                self._plain = self._read(self._render, self._plain)
+            source = getattr(self._tokenizer, "chat_template", None)
+            if self._plain is None or self._can_change or source is not self._source:
+                if self._plain is None or self._plain.signature != signature(self._render):
+                    self._plain = self._read(self._render, self._plain)
+                if source is not self._source:
+                    self._source, self._can_change = source, can_change(source, self._tokenizer)
             return self._plain.roles
 
     def known(self, key: bytes) -> ChatRoles | None:

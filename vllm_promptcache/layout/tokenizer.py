@@ -57,10 +57,11 @@ class LayoutTokenizer:
     def __init__(self, tokenizer: HFTokenizer) -> None:
         self._tokenizer = tokenizer
         self._roles: ChatRoles | None = None
+        self._now: LayoutTokenizer | None = None
         self._is_chat = False
         self._generation_prompt: list[int] = []
         eos = getattr(tokenizer, "eos_token", None) or ""
-        self.template = TemplateRoles(self._render, bos=self.bos_text, eos=eos)
+        self.template = TemplateRoles(self._render, tokenizer, bos=self.bos_text, eos=eos)
 
     def with_roles(self, roles: ChatRoles, *, is_chat: bool = False) -> LayoutTokenizer:
         """The same tokenizer with parts of the template that stay as they are.
@@ -76,6 +77,17 @@ class LayoutTokenizer:
         pinned._roles, pinned._is_chat = roles, is_chat
         pinned._generation_prompt = generation_prompt
         return pinned
+
+    def now(self) -> LayoutTokenizer:
+        """The same tokenizer with the parts of the template as they are now.
+
+        Raises:
+            UnsupportedError: There is no chat template, or it cannot be taken apart.
+        """
+        roles, known = self.template.current(), self._now
+        if known is None or known._roles is not roles:
+            known = self._now = self.with_roles(roles)
+        return known
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenises many texts that stand inside a document in one call.
@@ -181,8 +193,7 @@ class LayoutTokenizer:
     @property
     def generation_prompt(self) -> list[int]:
         """Tokens that ask for the assistant's next message."""
-        pinned = self if self._roles is not None else self.with_roles(self.roles)
-        return pinned._generation_prompt
+        return (self.now() if self._roles is None else self)._generation_prompt
 
     @cached_property
     def _piecewise(self) -> Piecewise:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.layout.module_layout import RoleMark
+from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.new_tokens import NewText
 from vllm_promptcache.pml.ast import Prompt, RoleName
@@ -29,14 +30,10 @@ class Chat(Protocol):
         behind: Text of that user message behind the document.
     """
 
-    @property
-    def key(self) -> bytes: ...
-    @property
-    def system(self) -> Sequence[str]: ...
-    @property
-    def before(self) -> str: ...
-    @property
-    def behind(self) -> str: ...
+    key: bytes
+    system: Sequence[str]
+    before: str
+    behind: str
 
     def render(self, messages: Sequence[dict[str, str]], add_generation_prompt: bool) -> str:
         """Renders other messages as the request's would be.
@@ -61,16 +58,16 @@ class TemplateChanged(Exception):
 
 
 def turns(
-    prompt: Prompt, text: NewText, chat: Chat, tokenizer: LayoutTokenizer, max_model_len: int
+    prompt: Prompt, chat: Chat, tokenizer: LayoutTokenizer, max_model_len: int, text: NewText
 ) -> list[int]:
     """Tokens of a conversation behind the messages of its prompt.
 
     Args:
         prompt: The prompt.
-        text: Its text, and where its messages begin and end.
         chat: The conversation.
         tokenizer: Knows the parts of the template that the prompt was laid out with.
         max_model_len: Positions the model has.
+        text: The prompt's text, and where its messages begin and end.
 
     Raises:
         PMLError: The prompt is no sequence of messages, or what follows is too long.
@@ -96,8 +93,11 @@ def turns(
             f"more than the model's {max_model_len} tokens hold"
         )
         raise pml_error(prompt.source, prompt.location, message, "leave out turns")
-    last = tokenizer.roles.wrappers[names[-1]].suffix or None
-    return tokenizer.encode_placed([tokenizer.placed(behind, last)])[0]
+    placed = tokenizer.placed(behind, tokenizer.roles.wrappers[names[-1]].suffix or None)
+    # In most conversations nothing else follows.
+    if placed == PlacedText(tokenizer.roles.generation_prompt):
+        return tokenizer.generation_prompt
+    return tokenizer.encode_placed([placed])[0]
 
 
 def messages(marks: Iterable[RoleMark]) -> list[tuple[RoleName, int, int]]:

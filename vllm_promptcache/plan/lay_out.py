@@ -37,7 +37,7 @@ def plan_prompt(
     max_model_len: int,
     block_size: int,
     ending: Ending | None = None,
-    promotes: bool = False,
+    promotes: bool,
     budgets: Budgets = DEFAULT_BUDGETS,
 ) -> PromptPlan:
     """Plans a prompt.

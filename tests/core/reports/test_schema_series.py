@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, generate_latest
 from tests.core.reports.test_prometheus import make_metrics
 from tests.entrypoints.test_schema_folder import schema
 from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
 from vllm_promptcache.core.reports import schema_series as module
 from vllm_promptcache.core.reports.schema_series import OTHER, schema_series
 from vllm_promptcache.entrypoints.shadow_metrics import shadow_metrics
@@ -24,12 +25,12 @@ from vllm_promptcache.pml import parse_schema
 @pytest.fixture
 def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
     """A planner whose schemas have series."""
-    planner = Planner(
+    planner = make_planner(
         WordTokenizer(), max_model_len=1000, block_size=4, on_remove=schema_series.forget
     )
     monkeypatch.setattr(schema_series, "_served", None)
     monkeypatch.setattr(schema_series, "_names", set())
-    schema_series.follow(lambda: planner.names)
+    schema_series.follow(lambda: planner.schemas.names)
     return planner
 
 
@@ -44,12 +45,12 @@ def test_sixty_schemas_leave_no_line_behind(planner: Planner) -> None:
     before = len(lines())
     for number in range(60):
         name = f"s{number}"
-        planner.add_schema(parse_schema(schema(name, "x")))
+        planner.schemas.add(parse_schema(schema(name, "x")))
         metrics.observe({"hits": {name: 1}, "misses": {name: 1}}, 0)
         shadow.record(name, 0.1, is_same=True)
     assert len(lines()) > before + 60 * 4
     for number in range(60):
-        planner.remove_schema(f"s{number}")
+        planner.schemas.remove(f"s{number}")
         # A request in flight ends later.
         metrics.observe({"hits": {f"s{number}": 1}}, 0)
     assert len(lines()) == before
@@ -59,13 +60,13 @@ def test_sixty_schemas_leave_no_line_behind(planner: Planner) -> None:
 def test_not_more_names_than_may_be(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_NUM_NAMES", 2)
     for name in "abc":
-        planner.add_schema(parse_schema(schema(name, "x")))
+        planner.schemas.add(parse_schema(schema(name, "x")))
     labels = []
     for name in "abcab":
         with schema_series.label(name) as label:
             labels.append(label)
     assert labels == ["a", "b", OTHER, "a", "b"]
-    planner.remove_schema("a")
+    planner.schemas.remove("a")
     with schema_series.label("c") as label:
         assert label == "c"
 
