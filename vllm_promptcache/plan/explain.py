@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from vllm_promptcache.layout.module_layout import ModuleLayout
-from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, PromptPlan
+from vllm_promptcache.plan.parts import NewTokens, PlannedModule
+from vllm_promptcache.plan.prompt_plan import PromptPlan
 from vllm_promptcache.sequence.block_table import BlockTable, Part
 from vllm_promptcache.sequence.runs import Run
 

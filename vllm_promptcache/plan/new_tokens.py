@@ -11,7 +11,7 @@ from vllm_promptcache.layout.content import TextGroup
 from vllm_promptcache.layout.module_layout import RoleMark
 from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
-from vllm_promptcache.plan.prompt_plan import NewTokens
+from vllm_promptcache.plan.parts import NewTokens
 from vllm_promptcache.plan.resolved import ResolvedPrompt
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.pml.diagnostics import pml_error, quote

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
-from vllm_promptcache.plan.prompt_plan import PlannedModule
+from vllm_promptcache.plan.parts import PlannedModule
 from vllm_promptcache.policies import Repair
 from vllm_promptcache.sequence.runs import Run
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain, ChainPolicy
-from vllm_promptcache.plan.prompt_plan import NewTokens, PlannedModule, repeated_tokens
+from vllm_promptcache.plan.parts import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.sequence.runs import Run, subtract_runs

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain
-from vllm_promptcache.plan.prompt_plan import PlannedModule, PromptPlan, make_plan
+from vllm_promptcache.plan.parts import PlannedModule
+from vllm_promptcache.plan.prompt_plan import PromptPlan, make_plan
 
 
 def warm_plans(layout: SchemaLayout, *, block_size: int) -> Iterator[PromptPlan]:
