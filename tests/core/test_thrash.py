@@ -18,7 +18,7 @@ from vllm_promptcache.errors import PlanError
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.store import PinnedModule
 
-from .scheduling import BLOCK_SIZE, Crowd, ModellessEngine
+from .scheduling import BLOCK_SIZE, Crowd, start
 
 NUM_MODULES = 30
 NUM_UNIONS = 4
@@ -82,7 +82,7 @@ def crowd(
     num_requests: int = NUM_REQUESTS,
 ) -> Crowd:
     """Clients with prompts of 2 to 4 modules, and some plain ones."""
-    engine = ModellessEngine.start(
+    engine = start(
         model,
         NUM_BLOCKS,
         modules=modules,
@@ -138,7 +138,7 @@ def test_what_may_outgrow_the_cache_is_served(model: Path, policy: str) -> None:
 
 def test_a_prompt_that_the_cache_cannot_encode_is_refused_with_the_numbers(model: Path) -> None:
     """Its modules would fit, but not beside the primer that the last of them is encoded behind."""
-    engine = ModellessEngine.start(model, NUM_BLOCKS, modules=AS_THEY_ARE)
+    engine = start(model, NUM_BLOCKS, modules=AS_THEY_ARE)
     engine.front_end.add_schema(schema("moved"))
     pml = '<prompt schema="s"><m0/><m1/><m2/><m3/>What?</prompt>'
     plan = engine.front_end.planner.plan(pml)
