@@ -55,15 +55,17 @@ class PrivateBlockHasher:
 
     def __call__(self, request: Request) -> list[Any]:
         """Returns the hashes of full blocks behind those that `request` has hashes of."""
-        hashes: list[Any] = list(request.block_hashes)
-        num_known = len(hashes)
-        if not hashes:
-            hashes = [self._root] * self._modular.table.num_shared_blocks
-        size = self._modular.table.block_size
-        for end in range((len(hashes) + 1) * size, request.num_tokens + 1, size):
-            parent = hashes[-1] if hashes else self._root
-            hashes.append(self._hash_block(request, parent, end - size, end))
-        return hashes[num_known:]
+        known, size = request.block_hashes, self._modular.table.block_size
+        if known and request.num_tokens < (len(known) + 1) * size:
+            return []
+        num_shared = 0 if known else self._modular.table.num_shared_blocks
+        hashes: list[Any] = [self._root] * num_shared
+        parent = known[-1] if known else self._root
+        first = (len(known) + num_shared + 1) * size
+        for end in range(first, request.num_tokens + 1, size):
+            parent = self._hash_block(request, parent, end - size, end)
+            hashes.append(parent)
+        return hashes
 
     def _hash_block(self, request: Request, parent: bytes, start: int, end: int) -> bytes:
         # Tail tokens come first; they and their positions are given by the root.
