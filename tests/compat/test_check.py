@@ -52,7 +52,7 @@ def test_attributes_of_instances_are_looked_for_in_their_class() -> None:
 
 def test_a_runner_is_looked_at_when_it_is_bound() -> None:
     buffer = SimpleNamespace(gpu=None)
-    batch = SimpleNamespace(req_id_to_index={})
+    batch = SimpleNamespace(req_id_to_index={}, req_ids=[])
     runner = SimpleNamespace(
         attn_groups=[], get_model=None, input_batch=batch, query_start_loc=buffer, vllm_config=None
     )

@@ -1,33 +1,115 @@
 """Positions and slots of a step."""
 
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from vllm_promptcache.sequence.offsets import IndexOffsets
 from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.worker.attention_rows import RowSplit
-from vllm_promptcache.worker.positions import place_tokens
+from vllm_promptcache.worker.positions import Positions
+
+
+def runner(positions, lengths, **input_batch):
+    """A runner with a batch of requests, by id how many tokens each computes."""
+    starts = np.concatenate(([0], np.cumsum(list(lengths.values()))))
+    padded = np.append(starts, starts[-1])
+    return SimpleNamespace(
+        positions=torch.tensor(positions),
+        query_start_loc=SimpleNamespace(np=padded, gpu=torch.from_numpy(padded)),
+        input_batch=SimpleNamespace(
+            req_ids=list(lengths),
+            req_id_to_index={request_id: number for number, request_id in enumerate(lengths)},
+            **input_batch,
+        ),
+    )
+
+
+def place(positions, step, indexes, lengths):
+    """Positions that a step's tokens get."""
+    batch = runner(indexes, lengths)
+    assert positions.place(batch, step) is None
+    return batch.positions.tolist()
 
 
 def test_offsets_are_added_to_the_tokens_of_their_requests_only():
-    runner = SimpleNamespace(
-        positions=torch.tensor([5, 6, 7, 40, 41, 42, 9, 99]),
-        query_start_loc=SimpleNamespace(np=np.array([0, 3, 6, 7])),
-        input_batch=SimpleNamespace(req_id_to_index={"plain": 0, "modular": 1, "decode": 2}),
-    )
     step = StepMetadata(
         position_offsets=[("decode", ((1, 100),)), ("modular", ((2, -40), (1, 1000)))]
     )
-    assert place_tokens(runner, step) is None
-    assert runner.positions.tolist() == [5, 6, 7, 0, 1, 1042, 109, 99]
+    placed = place(
+        Positions(), step, [5, 6, 7, 40, 41, 42, 9, 99], {"plain": 3, "modular": 3, "decode": 1}
+    )
+    assert placed == [5, 6, 7, 0, 1, 1042, 109, 99]
 
 
 def test_a_step_of_plain_requests_is_left_alone():
-    assert place_tokens(SimpleNamespace(), StepMetadata()) is None
+    assert Positions().place(SimpleNamespace(), StepMetadata()) is None
+
+
+def test_what_was_told_once_goes_on_wherever_the_request_is_in_the_batch():
+    positions = Positions()
+    step = StepMetadata(position_offsets=[("a", ((2, 5), (1, 10))), ("b", ((1, 20),))])
+    assert place(positions, step, [0, 1, 2, 0], {"a": 3, "b": 1}) == [5, 6, 12, 20]
+    nothing = StepMetadata()
+    assert place(positions, nothing, [3, 1], {"a": 1, "b": 1}) == [13, 21]
+    # Once more: the batch is the same.
+    assert place(positions, nothing, [4, 2], {"a": 1, "b": 1}) == [14, 22]
+    assert place(positions, nothing, [3, 7, 5], {"b": 1, "c": 1, "a": 1}) == [23, 7, 15]
+    # Not in a step, and beside a prefill.
+    assert place(positions, nothing, [4], {"b": 1}) == [24]
+    assert place(positions, nothing, [0, 1, 6, 5], {"d": 2, "a": 1, "b": 1}) == [0, 1, 16, 25]
+
+
+def test_a_resumed_request_is_told_anew_and_an_ended_one_is_forgotten():
+    positions = Positions()
+    place(positions, StepMetadata(position_offsets=[("a", ((1, 10),))]), [0], {"a": 1})
+    resumed = StepMetadata(position_offsets=[("a", ((2, 3), (1, 30)))])
+    assert place(positions, resumed, [0, 1, 2], {"a": 3}) == [3, 4, 32]
+    assert place(positions, StepMetadata(), [3], {"a": 1}) == [33]
+    positions.end(["a", "unknown"])
+    # Another request of the same id, without modules.
+    assert place(positions, StepMetadata(), [3], {"a": 1}) == [3]
+    assert positions.place(SimpleNamespace(), StepMetadata()) is None
+
+
+def test_any_mix_of_requests_has_the_positions_of_its_own_runs():
+    """Against the offsets of all tokens: chunks, batches in any order, requests that pause."""
+    rng, positions = Random(0), Positions()
+    live, told = {}, {}
+    for number in range(400):
+        if rng.random() < 0.3:
+            runs = [Run(1000 * i + rng.randrange(900), rng.randint(1, 5)) for i in range(3)]
+            live[f"r{number}"] = [IndexOffsets.of(7, runs[: rng.randint(1, 3)]), 7]
+        if rng.random() < 0.2:
+            live[f"plain{number}"] = [None, 0]
+        ended = [i for i in live if rng.random() < 0.03]
+        for request_id in ended:
+            del live[request_id]
+            told.pop(request_id, None)
+        positions.end(ended)
+        batch = rng.sample(sorted(live), rng.randint(0, len(live)))
+        if not batch:
+            continue
+        step, lengths, indexes, expected = StepMetadata(), {}, [], []
+        for request_id in batch:
+            offsets, at = live[request_id]
+            is_told = told.get(request_id, False)
+            lengths[request_id] = num = 1 if is_told else rng.randint(1, 4)
+            slices = ((num, 0),) if offsets is None else offsets.slices(at, num)
+            if offsets is not None and not is_told:
+                step.position_offsets.append((request_id, slices))
+                told[request_id] = at + num > offsets.starts[-1]
+            indexes += range(at, at + num)
+            added = [offset for length, offset in slices for _ in range(length)]
+            expected += [i + offset for i, offset in zip(range(at, at + num), added, strict=True)]
+            live[request_id][1] += num
+        rng.shuffle(step.position_offsets)
+        assert place(positions, step, indexes, lengths) == expected
 
 
 def test_slots_come_from_indexes_and_positions_follow():
@@ -36,28 +118,23 @@ def test_slots_come_from_indexes_and_positions_follow():
     def compute_slot_mapping(num_requests, query_start_loc, indexes):
         calls.append((num_requests, query_start_loc.tolist(), indexes.tolist()))
 
-    # In another order than in the batch.
-    numbers = {"modular": 2, "plain": 0, "other": 1}
-    starts = [0, 2, 4, 7, 7]
-    runner = SimpleNamespace(
-        positions=torch.tensor([5, 6, 70, 71, 40, 41, 42, 99]),
-        query_start_loc=SimpleNamespace(np=np.array(starts), gpu=torch.tensor(starts)),
-        input_batch=SimpleNamespace(
-            req_id_to_index=numbers,
-            block_table=SimpleNamespace(compute_slot_mapping=compute_slot_mapping),
-        ),
+    batch = runner(
+        [5, 6, 70, 71, 40, 41, 42, 99],
+        {"plain": 2, "other": 2, "modular": 3},
+        block_table=SimpleNamespace(compute_slot_mapping=compute_slot_mapping),
     )
     two = (AttentionRow(1, 0, Run(0, 1), 3), AttentionRow(2, None, Run(0, 2), 8))
     rows = AttentionRows(two, ())
     others = AttentionRows((AttentionRow(2, None, Run(0, 3), 9),), ())
+    # In another order than in the batch.
     step = StepMetadata(
         position_offsets=[("modular", ((2, -40), (1, 1000))), ("other", ((2, 200),))],
         slot_offsets=[("modular", ((1, -30), (2, 3))), ("other", ((1, 0), (1, -1)))],
         rows=[("modular", rows), ("other", others)],
     )
-    split = place_tokens(runner, step)
+    split = Positions().place(batch, step)
     assert calls == [(3, [0, 2, 4, 7], [5, 6, 70, 70, 10, 44, 45])]
-    assert runner.positions.tolist() == [5, 6, 270, 271, 0, 1, 1042, 99]
+    assert batch.positions.tolist() == [5, 6, 270, 271, 0, 1, 1042, 99]
     assert split == RowSplit({2: rows, 1: others})
 
 
@@ -65,14 +142,8 @@ def test_slots_are_left_alone_where_positions_alone_differ():
     def compute_slot_mapping(*_):
         pytest.fail("vLLM's slots are right")
 
-    runner = SimpleNamespace(
-        positions=torch.tensor([5, 6]),
-        query_start_loc=SimpleNamespace(np=np.array([0, 2])),
-        input_batch=SimpleNamespace(
-            req_id_to_index={"modular": 0},
-            block_table=SimpleNamespace(compute_slot_mapping=compute_slot_mapping),
-        ),
-    )
+    table = SimpleNamespace(compute_slot_mapping=compute_slot_mapping)
+    batch = runner([5, 6], {"modular": 2}, block_table=table)
     step = StepMetadata(position_offsets=[("modular", ((2, 10),))])
-    assert place_tokens(runner, step) is None
-    assert runner.positions.tolist() == [15, 16]
+    assert Positions().place(batch, step) is None
+    assert batch.positions.tolist() == [15, 16]

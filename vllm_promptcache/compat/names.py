@@ -231,7 +231,8 @@ RUNNER = Reliance(
     },
     "model runner",
     "attn_groups get_model input_batch.block_table.compute_slot_mapping "
-    "input_batch.req_id_to_index positions query_start_loc.gpu query_start_loc.np vllm_config",
+    "input_batch.req_id_to_index input_batch.req_ids positions query_start_loc.gpu "
+    "query_start_loc.np vllm_config",
 )
 # A layer's attention: how it writes a slot, and what it computes of queries and keys.
 LAYER = Reliance(

@@ -46,7 +46,7 @@ from vllm_promptcache.core.reports.metrics import ModuleStats
 from vllm_promptcache.steps.adapter_files import fingerprint_files
 from vllm_promptcache.steps.step import StepMetadata, WorkerReport, find_step
 from vllm_promptcache.worker.module_worker import ModuleWorker
-from vllm_promptcache.worker.positions import observed_tokens, place_tokens
+from vllm_promptcache.worker.positions import observed_tokens
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -147,7 +147,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
     def place_tokens(self, runner: Any, scheduler_output: SchedulerOutput) -> None:
         """Gives the tokens of a step their positions and slots, and what they see."""
         if (step := find_step(scheduler_output.kv_connector_metadata)) is not None:
-            self._worker.split = place_tokens(runner, step)
+            self._worker.split = self._worker.positions.place(runner, step)
             self._worker.observe(observed_tokens(runner, step))
 
     def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:

@@ -207,6 +207,7 @@ class ModuleResidency:
         if (modular := self._requests.pop(request.request_id, None)) is None:
             return
         self._waiting.ended(modular)
+        self._step.end(modular.request_id)
         self.probes.leave(modular)
         if isinstance(modular, InternalRequest):
             self._ended_internal.add(modular.request_id)
@@ -313,7 +314,5 @@ class ModuleResidency:
             block_ids_of: Returns the block table of a request id.
         """
         self._admissions.end_step()
-        for request_id, num_tokens in num_scheduled_tokens.items():
-            if (reader := self._requests.get(request_id)) is not None:
-                self._step.compute(reader, num_tokens, block_ids_of)
+        self._step.compute_scheduled(num_scheduled_tokens, block_ids_of)
         return self._step.take()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from vllm_promptcache.core.request import (
     EncodeRequest,
@@ -35,6 +35,8 @@ class StepBuilder:
         self._metadata = StepMetadata(is_verified=verify)
         self._loads: list[SlotCopy] = []
         self._stores: list[SlotCopy] = []
+        # Admitted requests of which the workers do not know yet how they go on, by id.
+        self._starting: dict[str, ModularRequest] = {}
 
     def save(self, module: StoredModule, drops: Sequence[bytes]) -> None:
         """Keeps a module in host memory that is leaving the KV cache; `drops` leave for it."""
@@ -74,6 +76,7 @@ class StepBuilder:
             modular: A request whose modules are mapped.
             block_ids: Its block table, the shared blocks first.
         """
+        self._starting[modular.request_id] = modular
         modules, table = [module for _, module in modular.mapped or ()], modular.table
         if modular.num_copied_tokens:
             size = table.block_size
@@ -85,6 +88,27 @@ class StepBuilder:
             self._loads.append(SlotCopy(ranges(sources), slots_of(block_ids, targets, size)))
         if self._verify:
             self._metadata.checks += map(module_blocks, modules)
+
+    def end(self, request_id: str) -> None:
+        """Forgets a request with modules, here and in the workers."""
+        self._starting.pop(request_id, None)
+        self._metadata.ended.append(request_id)
+
+    def compute_scheduled(
+        self, num_scheduled_tokens: Mapping[str, int], block_ids_of: Callable[[str], list[int]]
+    ) -> None:
+        """What the workers are told of the requests in a step; nothing of those that go on.
+
+        Args:
+            num_scheduled_tokens: Request id -> tokens computed in the step.
+            block_ids_of: Returns the block table of a request id.
+        """
+        for request_id, modular in list(self._starting.items()):
+            if (num_tokens := num_scheduled_tokens.get(request_id)) is None:
+                continue
+            self.compute(modular, num_tokens, block_ids_of)
+            if _goes_on(modular, modular.request.num_computed_tokens + num_tokens):
+                del self._starting[request_id]
 
     def compute(
         self, modular: ModularRequest, num_tokens: int, block_ids_of: Callable[[str], list[int]]
@@ -145,3 +169,13 @@ class StepBuilder:
 def _slot(module: StoredModule, kept: int, block_size: int) -> int:
     """Slot of a kept token of a resident module."""
     return module.blocks[kept // block_size].block_id * block_size + kept % block_size
+
+
+def _goes_on(modular: ModularRequest, index: int) -> bool:
+    """Whether the tokens from `index` on have the offset of the one before it, and see all.
+
+    Those of our own requests end with the prompt.
+    """
+    table = modular.table
+    is_told = index >= table.inner_end and index > table.positions.starts[-1]
+    return is_told and not isinstance(modular, InternalRequest)

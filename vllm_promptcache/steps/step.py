@@ -92,10 +92,13 @@ class StepMetadata(KVConnectorMetadata):
             they were decided.
         checks: Modules that requests map in this step (only with `verify`).
         loads: Copies before the forward pass: tail tokens into the blocks of new requests.
-        position_offsets: For each request with modules, `(num_tokens, position - index)` runs of
-            the tokens it computes in this step.
-        slot_offsets: The same of slots, `(num_tokens, slot's index - index)`, for requests whose
-            private tokens have an order of their own.
+        ended: Ids of requests with modules that have ended since the last step; one of the same id
+            may begin in this step.
+        position_offsets: `(num_tokens, position - index)` runs of the tokens that requests with
+            modules compute in this step. The tokens of one that is not named have the offset of its
+            last one that was: workers keep it until they are told that the request has ended.
+        slot_offsets: The same of slots, `(num_tokens, slot's index - index)`, in each step in which
+            a request has new tokens between those of modules.
         rows: What the tokens of these requests see.
         observed: Probes whose last tokens are computed in this step.
         stores: Copies after the forward pass: kept tokens of modules to the front of their blocks.
@@ -106,6 +109,7 @@ class StepMetadata(KVConnectorMetadata):
     moves: list[HostMove | RelocationCopy] = field(default_factory=list)
     checks: list[ModuleBlocks] = field(default_factory=list)
     loads: SlotCopy | None = None
+    ended: list[str] = field(default_factory=list)
     position_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
     slot_offsets: list[tuple[str, OffsetRuns]] = field(default_factory=list)
     rows: list[tuple[str, AttentionRows]] = field(default_factory=list)

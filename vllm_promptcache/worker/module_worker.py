@@ -26,6 +26,7 @@ from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import Fingerprints, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
+from vllm_promptcache.worker.positions import Positions
 from vllm_promptcache.worker.rotary import Rotary
 
 
@@ -39,6 +40,7 @@ class ModuleWorker:
         host: Modules in host memory.
         rotary: How the model rotates its keys; None if modules cannot be relocated.
         probe: Measures attention; None if it cannot be measured.
+        positions: Those of running requests.
         split: How the requests of the step are split into rows of attention.
     """
 
@@ -47,6 +49,7 @@ class ModuleWorker:
     host: HostStore
     rotary: Rotary | None
     probe: AttentionProbe | None = None
+    positions: Positions = field(default_factory=Positions)
     split: RowSplit | None = None
     _has_reported: bool = False
     _fingerprints: Fingerprints = field(default_factory=Fingerprints)
@@ -96,8 +99,9 @@ class ModuleWorker:
         """Moves modules to and from host memory and to other places, in the order given; then
         compares those that are mapped with their fingerprints.
 
-        Mutates the cache.
+        Mutates the cache. vLLM calls this in every step, also in one that computes nothing.
         """
+        self.positions.end(step.ended)
         for move in step.moves:
             if isinstance(move, RelocationCopy):
                 self._relocate(move)
