@@ -135,11 +135,16 @@ def test_many_random_allocations_keep_the_books(cache):
         number = rng.randrange(5)
         if rng.random() < 0.3:
             cache.plain(rng.randint(1, 6))
+        elif rng.random() < 0.1:
+            cache.pool.evict_blocks({rng.randint(1, NUM_BLOCKS)})
+        elif rng.random() < 0.01:
+            assert cache.pool.reset_prefix_cache()
         elif cache.store.lookup(KEYS[number]) is None:
             cache.encode(number, rng.randint(1, 5))
         else:
             cache.use(number)
         assert cache.pool.get_num_free_blocks() == NUM_BLOCKS
+        assert all(module.is_intact for module in cache.store.modules.values())
         ids = [b for m in cache.store.modules.values() for b in m.block_ids]
         assert len(ids) == len(set(ids))
         queue = cache.pool.free_block_queue.get_all_free_blocks()

@@ -89,6 +89,59 @@ def test_a_reset_of_the_prefix_cache_forgets_modules(store, pool):
     assert store.lookup(KEY) is None
 
 
+def everything_is_taken(pool):
+    pool.free_blocks(pool.get_new_blocks(8))
+
+
+def one_block_is_taken_out(pool):
+    pool.evict_blocks({first_of_module(pool)})
+
+
+def all_is_reset(pool):
+    assert pool.reset_prefix_cache()
+
+
+def a_prefix_moves_elsewhere(pool):
+    block = pool.blocks[first_of_module(pool)]
+    (other,) = pool.get_new_blocks(1)
+    pool.move_block_hashes(block, other)
+
+
+def first_of_module(pool):
+    return next(block.block_id for block in pool.blocks if block.block_hash is not None)
+
+
+@pytest.mark.parametrize(
+    "lose", [everything_is_taken, one_block_is_taken_out, all_is_reset, a_prefix_moves_elsewhere]
+)
+def test_the_store_is_told_wherever_a_block_is_lost(store, pool, lose):
+    encode(store, KEY, 3)
+    lose(pool)
+    assert len(store) == 0
+    assert store.stats.num_evictions == 1
+    assert store.lookup(KEY) is None
+
+
+def test_a_block_that_is_lost_while_others_are_handed_out_takes_the_rest_along(store, pool):
+    """In the middle of that the store forgets the rest, some of which is handed out as well."""
+    encode(store, KEY, 3)
+    encode(store, OTHER_KEY, 3)
+    taken = pool.get_new_blocks(5)
+    assert store.lookup(KEY) is None
+    assert store.lookup(OTHER_KEY).is_intact
+    assert len({block.block_id for block in taken}) == 5
+    assert all(block.block_hash is None and block.ref_cnt == 1 for block in taken)
+
+
+def test_a_module_that_comes_back_is_not_taken_for_the_one_that_left(store, pool):
+    encode(store, KEY, 3)
+    one_block_is_taken_out(pool)
+    encode(store, KEY, 2)
+    assert store.lookup(KEY).is_intact
+    everything_is_taken(pool)
+    assert len(store) == 0
+
+
 def test_the_least_recently_used_module_goes_first_and_its_last_block_first_of_all(store, pool):
     first = encode(store, KEY, 3)
     encode(store, OTHER_KEY, 3)

@@ -36,6 +36,32 @@ def before_allocation(block_pool: BlockPool, act: Callable[[int], None]) -> None
     wrap(block_pool, "get_new_blocks", get_new_blocks)
 
 
+def after_loss(block_pool: BlockPool, act: Callable[[bytes], None]) -> None:
+    """Calls `act(key)` when a block has lost the hash of the module `key`.
+
+    A block's hash is taken away alone, by the first of the methods below, whatever the reason, or
+    with those of all others in a reset.
+    Can go when a block pool tells what it evicts.
+    """
+
+    def remove(original: Callable[..., Any], block: KVCacheBlock) -> Any:
+        key = module_key_of(block)
+        removed = original(block)
+        if key is not None:
+            act(key)
+        return removed
+
+    def reset(original: Callable[[], bool]) -> bool:
+        keys = {key for block in block_pool.blocks if (key := module_key_of(block)) is not None}
+        is_reset = original()
+        for key in keys if is_reset else ():
+            act(key)
+        return is_reset
+
+    wrap(block_pool, "_remove_cached_block_hashes", remove)
+    wrap(block_pool, "reset_prefix_cache", reset)
+
+
 def first_free_block(block_pool: BlockPool) -> KVCacheBlock | None:
     """The block that the pool would hand out next; each knows the one behind it."""
     if not block_pool.get_num_free_blocks():
@@ -74,5 +100,6 @@ def publish_block(block_pool: BlockPool, block: KVCacheBlock, key: bytes, index:
 
     name = BlockHash(MODULE_HASH_PREFIX + key + index.to_bytes(4, "big"))
     block_hash = make_block_hash_with_group_id(name, 0)
+    assert block.block_hash is None, "a block that holds a module has another hash"
     block_pool._insert_block_hash(block_hash, block, num_tokens=None)
     return block_hash

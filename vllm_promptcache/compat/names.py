@@ -132,8 +132,9 @@ _BLOCKS = Reliance(
     ),
     {
         "vllm.v1.core.block_pool:BlockPool": (
-            "_insert_block_hash blocks evict_blocks free_block_queue free_blocks get_cached_block "
-            "get_new_blocks get_num_free_blocks num_gpu_blocks touch"
+            "_insert_block_hash _remove_cached_block_hashes blocks evict_blocks free_block_queue "
+            "free_blocks get_cached_block get_new_blocks get_num_free_blocks num_gpu_blocks "
+            "reset_prefix_cache touch"
         ),
         "vllm.v1.core.kv_cache_utils": "BlockHash make_block_hash_with_group_id",
         "vllm.v1.core.kv_cache_utils:FreeKVCacheBlockQueue": (
@@ -166,9 +167,9 @@ SCHEDULER = Reliance(
     "scheduler",
     "block_size connector deferred_frees kv_cache_config.kv_cache_tensors "
     "kv_cache_config.num_blocks kv_cache_manager.block_pool "
-    "kv_cache_manager.coordinator.cache_blocks max_num_scheduled_tokens policy requests running "
-    "scheduler_config vllm_config waiting.add_request waiting.prepend_request "
-    "waiting.remove_request",
+    "kv_cache_manager.coordinator.cache_blocks max_num_active_reqs max_num_scheduled_tokens "
+    "policy requests running scheduler_config vllm_config waiting.add_request "
+    "waiting.prepend_request waiting.remove_request",
 )
 # The connector: copies of a step, alone or beside a connector of the user's.
 _CONNECTOR = Reliance(

@@ -41,13 +41,15 @@ def allocate_ahead(manager: KVCacheManager, num_ahead: Callable[[Request], int])
     def allocate_slots(
         original: Callable[..., Any], request: Request, num_new_tokens: int, **options: Any
     ) -> Any:
+        if (ahead := num_ahead(request)) < request.num_computed_tokens:
+            return original(request, num_new_tokens, **options)
         num_cached = sum(
             options.get(name, 0)
             for name in ("num_new_computed_tokens", "num_external_computed_tokens")
         )
         num_tokens = request.num_computed_tokens + num_cached + num_new_tokens
         lookahead = options.pop("num_lookahead_tokens", 0)
-        lookahead = max(lookahead, num_ahead(request) - num_tokens)
+        lookahead = max(lookahead, ahead - num_tokens)
         return original(request, num_new_tokens, num_lookahead_tokens=lookahead, **options)
 
     wrap(manager, "allocate_slots", allocate_slots)
@@ -57,12 +59,25 @@ def allocate_ahead(manager: KVCacheManager, num_ahead: Callable[[Request], int])
 def limited_step(scheduler: Scheduler, num_tokens: int | None) -> Iterator[None]:
     """Has the scheduler schedule so many tokens at most inside; None for as many as usual.
 
+    See also `admit_no_more`.
     Can go when a connector can say how many tokens a step may have.
     """
-    usual = scheduler.max_num_scheduled_tokens
+    usual, max_num_active = scheduler.max_num_scheduled_tokens, scheduler.max_num_active_reqs
     if num_tokens is not None:
         scheduler.max_num_scheduled_tokens = min(num_tokens, usual)
     try:
         yield
     finally:
         scheduler.max_num_scheduled_tokens = usual
+        scheduler.max_num_active_reqs = max_num_active
+
+
+def admit_no_more(scheduler: Scheduler) -> None:
+    """Ends the walk along the waiting queue in the step that is being scheduled.
+
+    Only inside of `limited_step`, which takes it back.
+    Symptom without it: in each step the whole queue is taken apart and put together again.
+    Cause: vLLM goes on behind a request that may not be admitted.
+    Can go when a scheduler's method can say that none behind it may be either.
+    """
+    scheduler.max_num_active_reqs = 0

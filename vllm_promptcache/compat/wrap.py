@@ -23,8 +23,10 @@ def wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         return
 
     @functools.wraps(original)
-    def hook(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
         return wrapper(original, *args, **kwargs)
 
-    hook._is_prompt_module_hook = True  # type: ignore[attr-defined]
+    # What an object has of its own needs no `self`; some are called for each request in each step.
+    hook: Any = method if inspect.isclass(owner) else functools.partial(wrapper, original)
+    hook._is_prompt_module_hook = True
     setattr(owner, name, kind(hook) if kind else hook)

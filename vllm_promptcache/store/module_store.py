@@ -1,9 +1,10 @@
 """The module store: a view on vLLM's block pool, with no free list of its own.
 
 A resident module is a list of blocks that carry the module's hashes. vLLM evicts them like any
-prefix-cache block (least recently used, never while referenced), which resets a block's hash; a
-module of which one block is gone is gone. So there is one owner of blocks, the block pool, and the
-store cannot believe in a block that was given to somebody else.
+prefix-cache block (least recently used, never while referenced). There is one owner of blocks, the
+block pool, and the store cannot believe in a block that was given to somebody else: the pool takes
+a block's hash away before it hands it out, tells the store, and a module of which one block is gone
+is gone. `check_integrity` walks all blocks and proves it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
-from vllm_promptcache.compat.block_pool import publish_block
+from vllm_promptcache.compat.block_pool import after_loss, publish_block
 from vllm_promptcache.store.history import Histories
 
 RELOCATION_COST = 0.05
@@ -91,7 +92,8 @@ class ModuleStore:
     """Maps module keys to resident blocks and holds references for requests near admission.
 
     Attributes:
-        block_pool: vLLM's pool; owner of all blocks and of their reference counts.
+        block_pool: vLLM's pool, of which this is the only store; owner of all blocks and of their
+            reference counts.
         stats: Counters since the engine started.
         histories: Counts of each module.
     """
@@ -102,13 +104,12 @@ class ModuleStore:
     _modules: dict[bytes, StoredModule] = field(default_factory=dict)
     _pins: dict[str, dict[bytes, StoredModule]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        after_loss(self.block_pool, self._lost_block)
+
     def lookup(self, key: bytes) -> StoredModule | None:
-        """Returns the module if it is resident. Forgets it if it is not intact any more."""
-        module = self._modules.get(key)
-        if module is None or module.is_intact:
-            return module
-        self._forget(module)
-        return None
+        """Returns the module if it is resident."""
+        return self._modules.get(key)
 
     def commit(
         self,
@@ -176,7 +177,7 @@ class ModuleStore:
     @property
     def modules(self) -> dict[bytes, StoredModule]:
         """The resident modules by key (a new dict)."""
-        return {key: m for key in list(self._modules) if (m := self.lookup(key)) is not None}
+        return dict(self._modules)
 
     @property
     def pinned_block_ids(self) -> list[int]:
@@ -187,6 +188,12 @@ class ModuleStore:
             for module in pins.values()
             for block_id in module.block_ids
         ]
+
+    def _lost_block(self, key: bytes) -> None:
+        """A block that held the module has another use now, or is about to get one."""
+        module = self._modules.get(key)
+        if module is not None and not module.is_intact:
+            self._forget(module)
 
     def _forget(self, module: StoredModule) -> None:
         del self._modules[module.key]

@@ -18,8 +18,7 @@ from vllm_promptcache.store import PIN_OWNER, StoredModule
 def check_integrity(scheduler: Scheduler, residency: ModuleResidency) -> None:
     """Checks the invariants that the scheduler can see.
 
-    Meant for tests and debugging: it walks all blocks. Does not mutate anything but the store's
-    memory of evicted modules.
+    Meant for tests and debugging: it walks all blocks, and mutates nothing.
 
     Raises:
         AssertionError: An invariant is violated.

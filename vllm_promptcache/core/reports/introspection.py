@@ -42,7 +42,7 @@ class ModuleStatus:
 def prompt_module_status(engine_core: Any, keys: list[bytes]) -> list[tuple[Any, ...]]:
     """Tells the fields of each module's `ModuleStatus`.
 
-    Mutates nothing but the store's memory of modules that were evicted or whose pins expired.
+    Mutates nothing but the store's memory of modules whose pins expired.
     """
     residency = engine_core.scheduler.residency
     residency.pins.expire()
