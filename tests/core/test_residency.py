@@ -355,5 +355,26 @@ def test_an_encode_runs_though_the_queue_has_it_behind_who_waits_for_it():
     assert engine.residency.map(engine.residency.requests["1"]) is not None
 
 
+def test_the_walk_along_the_queue_ends_behind_the_last_that_may_be_admitted():
+    """A preempted request goes ahead of the encode that an even earlier one waits for."""
+    engine = Engine(num_blocks=17)
+    residency = engine.residency
+    engine.add(request("1", [span(A)], [A]))
+    assert engine.prepare() == [A]
+    encode = engine.queue[0]
+    better, large = request("2", [span(A)], [A]), raw_request("3", 12 * BLOCK_SIZE, None)
+    residency.add(better)
+    engine.queue[:0] = [better, large]
+    engine.num_running = 1
+    assert engine.prepare() == []
+    assert [residency.holds_back(r) for r in engine.queue] == [False, True, False, True]
+    # It comes to `better`, `large` and the encode, and need not look at the last one.
+    assert [residency.is_over(r) for r in engine.queue[:3]] == [False, False, True]
+    engine.queue.remove(large)
+    engine.prepare()
+    assert not any(map(residency.is_over, engine.queue))
+    engine.run_encode(encode)
+
+
 def is_ready(engine, waiting):
     return engine.residency.map(engine.residency.get(waiting)) is not None

@@ -117,14 +117,14 @@ class ModuleResidency:
         Those of an encode hold padding, those of a probe are nobody's. Where new tokens stand
         between tails, a block may lack tokens that come later in vLLM's count.
         """
-        modular = self.get(request)
+        modular = self._requests.get(request.request_id)
         if modular is None or isinstance(modular, InternalRequest):
             return modular is None
         return modular.table.inner is None or num_tokens >= modular.table.inner_end
 
     def num_ahead(self, request: Request) -> int:
         """Tokens up to which a request needs all its slots as soon as it has any."""
-        modular = self.get(request)
+        modular = self._requests.get(request.request_id)
         return modular.table.inner_end if modular is not None and modular.table.inner else 0
 
     def add(self, request: Request) -> None:
@@ -253,6 +253,10 @@ class ModuleResidency:
     def holds_back(self, request: Request) -> bool:
         """Whether `request`, the next one in the queue, must not be admitted in this step."""
         return self._waiting.holds_back(request)
+
+    def is_over(self, request: Request) -> bool:
+        """Whether none behind `request`, which vLLM has come to, can be admitted in this step."""
+        return self._waiting.is_over(request)
 
     def take_ended_internal(self) -> set[str]:
         """Returns the ids of our own requests that have ended; nobody waits for their output."""

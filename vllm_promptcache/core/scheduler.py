@@ -24,6 +24,7 @@ from vllm_promptcache.compat.engine_core import after_reload_adapter
 from vllm_promptcache.compat.names import SCHEDULER
 from vllm_promptcache.compat.requests import hash_adapter_names, never_hash_blocks
 from vllm_promptcache.compat.scheduler import (
+    admit_no_more,
     allocate_ahead,
     choose_published_blocks,
     limited_step,
@@ -124,7 +125,9 @@ class PromptModuleMixin(Scheduler):
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
-        num_users = sum(not self._is_internal(request) for request in self.running)
+        # Where nobody waits it makes no difference who runs.
+        users = (request for request in self.running if not self._is_internal(request))
+        num_users = sum(1 for _ in users) if self.waiting else 0
         num_reserved = self._inflight_prefill_reserved_blocks()
         self._add_internal(self.residency.prepare(self.waiting, num_users, num_reserved))
         self._raise_outranked()
@@ -197,10 +200,14 @@ class PromptModuleMixin(Scheduler):
             super()._enqueue_waiting_request(request)
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        is_over = self.residency.is_over(request)
         # Who has blocks goes first, as in vLLM: others may wait for them.
         if not self._holds_kv_blocks(request) and self.residency.holds_back(request):
+            if is_over:
+                admit_no_more(self)
             return False
         if not self._attention.fits(request, self.running):
+            admit_no_more(self)
             return False
         return super()._handle_blocked_waiting_request(request)
 

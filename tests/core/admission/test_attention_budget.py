@@ -153,6 +153,8 @@ def test_nobody_passes_a_request_that_waits_for_rows() -> None:
     many, plain = FakeRequest("many", [1] * 6, 2), FakeRequest("plain", [], 2)
     running = [FakeRequest(str(number), [1, 1], 2) for number in range(2)]
     held = budget()
+    assert held.start_step([]) is None
+    assert all(held.fits(request, running[:i]) for i, request in enumerate(running))  # type: ignore
     assert held.start_step(running) is None  # type: ignore[arg-type]
     assert not held.fits(many, running)  # type: ignore[arg-type]
     assert not held.fits(plain, running)  # type: ignore[arg-type]

@@ -76,12 +76,15 @@ class Admission:
         self._requests = requests
         self._rejected = rejected
         self._near: set[str] = set()
+        # Those of them that vLLM has not come to in this step.
+        self._ahead: set[str] = set()
         self._is_closed = False
         self._alone: str | None = None
 
     def start_step(self) -> None:
         """Forgets which requests were near and which was blocked in the last step."""
-        self._near, self._is_closed, self.blocked = set(), self._alone is not None, None
+        self._near, self._ahead, self.blocked = set(), set(), None
+        self._is_closed = self._alone is not None
 
     def near(
         self,
@@ -113,6 +116,7 @@ class Admission:
             self._near.add(request.request_id)
             self._near.update(member.modular.request_id for member in unit.members)
             self._is_closed = self._goes_alone(request)
+        self._ahead = set(self._near)
         return near
 
     def admitted(self, modular: ModularRequest) -> None:
@@ -138,9 +142,19 @@ class Admission:
         internal = self._requests.get(request.request_id)
         return self._is_closed or isinstance(internal, InternalRequest)
 
+    def is_over(self, request: Request) -> bool:
+        """Whether none behind `request`, which vLLM has come to, can be admitted in this step.
+
+        Those who are near need not be first in the queue: a preempted request goes ahead of the
+        encode that a better one waits for.
+        """
+        self._ahead.discard(request.request_id)
+        return self._is_closed and not self._ahead
+
     def allow(self, internal: InternalRequest) -> None:
         """Lets one of our own requests in that was started for one that is near."""
         self._near.add(internal.request_id)
+        self._ahead.add(internal.request_id)
 
     def _in_turn(self, waiting: Iterable[Request]) -> Iterator[Request]:
         """Users' requests at the head of the queue; behind all of them, encodes for nobody."""

@@ -36,6 +36,8 @@ class AttentionBudget:
         self._max_rows = max_rows
         self._get = get
         self._is_chunked = is_chunked
+        # Admitted requests with more rows than one left, and such as were not.
+        self._split: list[Request] = []
         self._num_rows = 0
         self._num_counted = 0
         self._is_narrow = False
@@ -46,11 +48,12 @@ class AttentionBudget:
         """Returns how many tokens the step that begins may have, None for as many as usual.
 
         Args:
-            running: Requests that run.
+            running: Requests that run; `fits` was true for each when it was admitted.
         """
-        self._num_rows = self._num_counted = 0
+        self._split = [r for r in self._split if self._rows_of(r) > 1 and r in running]
+        self._num_rows = len(running) + sum(self._rows_of(r) - 1 for r in self._split)
+        self._num_counted = len(running)
         self._is_full = False
-        self._count(running)
         is_narrow = self._wants_narrow or self._num_rows > self._max_rows
         self._is_narrow = is_narrow and self._is_chunked
         self._wants_narrow = False
@@ -65,16 +68,14 @@ class AttentionBudget:
         """
         if self._is_full:
             return False
-        self._count(running)
-        num_rows = self._rows_of(request)
+        self._num_rows += sum(map(self._rows_of, running[self._num_counted :]))
+        self._num_counted = len(running)
+        if (num_rows := self._rows_of(request)) > 1:
+            self._split.append(request)
         # Not even when all others take a row each.
         self._wants_narrow |= len(running) + num_rows > self._max_rows
         self._is_full = not self._is_narrow and self._num_rows + num_rows > self._max_rows
         return not self._is_full
-
-    def _count(self, running: Sequence[Request]) -> None:
-        self._num_rows += sum(map(self._rows_of, running[self._num_counted :]))
-        self._num_counted = len(running)
 
     def _rows_of(self, request: Request) -> int:
         """Rows that the rest of a request takes, all in one step."""

@@ -148,6 +148,10 @@ class WaitingRequests:
         modular = self._requests.get(request.request_id)
         return modular is not None and bool(modular.attended)
 
+    def is_over(self, request: Request) -> bool:
+        """Whether none behind `request`, which vLLM has come to, can be admitted in this step."""
+        return self._admission.is_over(request)
+
     def encode(self, modular: ModularRequest, key: bytes) -> list[InternalRequest]:
         """Starts the encode of a module of a plan; returns it, behind those of its contexts.
 
