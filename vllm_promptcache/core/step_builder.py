@@ -174,8 +174,7 @@ def _slot(module: StoredModule, kept: int, block_size: int) -> int:
 def _goes_on(modular: ModularRequest, index: int) -> bool:
     """Whether the tokens from `index` on have the offset of the one before it, and see all.
 
-    Those of our own requests end with the prompt.
+    The last run of new tokens lies behind all modules. Our own requests end with their prompts.
     """
-    table = modular.table
-    is_told = index >= table.inner_end and index > table.positions.starts[-1]
-    return is_told and not isinstance(modular, InternalRequest)
+    is_last_run = index > modular.table.positions.starts[-1]
+    return is_last_run and not isinstance(modular, InternalRequest)
