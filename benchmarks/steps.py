@@ -112,7 +112,7 @@ class Workload:
             modules=AS_THEY_ARE if is_modular else None,
             block_size=BLOCK_SIZE,
             max_model_len=MAX_MODEL_LEN,
-            max_num_seqs=NUM_RUNNING,
+            max_num_seqs=2 * NUM_RUNNING,  # so that it is room that waiting requests lack
             max_num_batched_tokens=8192,
             hf_overrides={"max_position_embeddings": MAX_MODEL_LEN},
         )
