@@ -216,11 +216,13 @@ class RequestOptions:
 
 
 _current: ContextVar[RequestOptions] = ContextVar("prompt_module_options")
+# Every plain prompt asks for it.
+_NOTHING = RequestOptions()
 
 
 def current_options() -> RequestOptions:
     """The options of the request that is being rendered."""
-    return _current.get(RequestOptions())
+    return _current.get(_NOTHING)
 
 
 @contextmanager
