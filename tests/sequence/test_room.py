@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.sequence.codec import PackedModule, Plan
-from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.room import (
     Way,
     at_once,
@@ -79,10 +78,10 @@ def test_what_fits_surely_fits() -> None:
     modules = tuple(
         PackedModule(key, way.encode.num_new_tokens, b"") for key, way in WAYS.items() if way.encode
     )
-    prompt = ModulePrompt.of(Plan("schema", (), (), modules), [])
+    plan = Plan("schema", (), sequence.spans, modules)
     needed = num_blocks_needed(BlockTable.of(sequence, BLOCK_SIZE), 27, WAYS.__getitem__)
 
     def fits(num_usable: int) -> bool:
-        return fits_surely(prompt, sequence, 27, block_size=BLOCK_SIZE, num_usable=num_usable)
+        return fits_surely(plan, plan.spans, 27, block_size=BLOCK_SIZE, num_usable=num_usable)
 
     assert needed < next(filter(fits, range(1000)))

@@ -206,11 +206,11 @@ class FrontEnd:
             return
         num_usable = num_blocks - 1  # one is vLLM's null block
         num_tokens = plan.num_tokens + 1
-        prompt, sequence = plan.module_prompt, plan.sequence
-        if fits_surely(prompt, sequence, num_tokens, block_size=size, num_usable=num_usable):
+        sent = plan.request
+        if fits_surely(sent, sent.spans, num_tokens, block_size=size, num_usable=num_usable):
             return
-        table = BlockTable.of(sequence, size)
-        num_needed = num_blocks_of_prompt(prompt, table, num_tokens)
+        table = BlockTable.of(plan.sequence, size)
+        num_needed = num_blocks_of_prompt(plan.module_prompt, table, num_tokens)
         if num_needed > num_usable:
             is_for_encodes = num_needed > table.num_blocks(num_tokens)
             message = (

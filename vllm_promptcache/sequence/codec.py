@@ -98,6 +98,17 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         return _sequence(self.links, self.positions)
 
     @property
+    def num_modules(self) -> int:
+        """Modules that may have to be encoded for the prompt."""
+        return len(self.modules) + len(self.links)
+
+    @property
+    def num_module_tokens(self) -> int:
+        """Tokens of all these, placeholders included."""
+        num_linked = sum(link.num_module_tokens for link in self.links)
+        return num_linked + sum(module.num_tokens for module in self.modules)
+
+    @property
     def sibling_keys(self) -> list[bytes]:
         """The keys in `siblings`."""
         starts = range(0, len(self.siblings), KEY_BYTES)

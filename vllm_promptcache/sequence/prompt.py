@@ -48,17 +48,6 @@ class ModulePrompt:
             {link.key: number for number, link in enumerate(plan.links)},
         )
 
-    @property
-    def num_modules(self) -> int:
-        """Modules that may have to be encoded for it."""
-        return len(self.modules) + len(self.links)
-
-    @property
-    def num_module_tokens(self) -> int:
-        """Tokens of all these, placeholders included."""
-        num_linked = sum(link.num_module_tokens for link in self.plan.links)
-        return num_linked + sum(module.num_tokens for module in self.plan.modules)
-
     def origin(self, key: bytes) -> bytes:
         """The key in its schema of a module that the prompt reads."""
         return _origin(key, self.relocations)

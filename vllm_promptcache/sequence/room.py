@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vllm_promptcache.sequence.block_table import BlockTable
+from vllm_promptcache.sequence.codec import Plan
 from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
 from vllm_promptcache.sequence.spec import ModuleSpec
@@ -114,8 +115,8 @@ def num_blocks_needed(table: BlockTable, num_tokens: int, way_of: WayOf) -> int:
 
 
 def fits_surely(
-    prompt: ModulePrompt,
-    sequence: SequencePlan,
+    plan: Plan,
+    spans: Iterable[ModuleSpan],
     num_tokens: int,
     *,
     block_size: int,
@@ -126,15 +127,15 @@ def fits_surely(
     Costs next to nothing, and is true wherever the cache is much larger than the prompt.
 
     Args:
-        prompt: Its prompt.
-        sequence: The sequence.
+        plan: Its plan.
+        spans: What it reads.
         num_tokens: Its length when it is admitted.
         block_size: Tokens a block.
         num_usable: Blocks of the cache.
     """
-    read = sum(-(-span.num_module_tokens // block_size) for span in sequence.spans)
+    read = sum(-(-span.num_module_tokens // block_size) for span in spans)
     # Each holds its tokens, or once more those it is encoded with, in blocks that it may not fill.
-    encoded = 2 * prompt.num_module_tokens // block_size + 3 * prompt.num_modules
+    encoded = 2 * plan.num_module_tokens // block_size + 3 * plan.num_modules
     return read + -(-num_tokens // block_size) + encoded <= num_usable
 
 

@@ -41,9 +41,10 @@ class BlockDemand:
         Raises:
             PlanError: A packed module of its plan is malformed.
         """
-        prompt, table, size = modular.prompt, modular.table, self.block_size
+        plan, table, size = modular.prompt.plan, modular.table, self.block_size
+        spans = table.sequence.spans
         num_usable = self.store.block_pool.num_gpu_blocks - 1  # one is vLLM's null block
-        if fits_surely(prompt, table.sequence, num_tokens, block_size=size, num_usable=num_usable):
+        if fits_surely(plan, spans, num_tokens, block_size=size, num_usable=num_usable):
             return table.num_blocks(num_tokens)
         return num_blocks_needed(table, num_tokens, lambda key: self.encoded(modular, key))
 
