@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vllm_promptcache.kernels.cpu_rotation import BlockRotator, can_rotate
@@ -24,7 +25,7 @@ class CPUSlotCopier(SlotCopier):
     def __init__(self, kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> None:
         super().__init__(kv_caches, slot_elements)
         self._blocks = tuple(layer.numpy() for layer in self._layers)
-        self._rows, self._runs = _slot_rows(slot_elements), _element_runs(slot_elements)
+        self._elements_of = (_slot_rows(slot_elements), *_element_runs(slot_elements))
         self._rotator = _block_rotator(slot_elements, self._dtype)
         # Compiled here, not by the first request that needs a copy. Slot 0 is vLLM's null block.
         self.copy(np.zeros(1, np.int64), np.zeros(1, np.int64))
@@ -41,7 +42,7 @@ class CPUSlotCopier(SlotCopier):
             reads = tuple(layer[block_ids] for layer in self._blocks)
             source = places * block_size + source % block_size
         segments = _segments(source, target, block_size)
-        _copy_segments(reads, self._blocks, segments, block_size, self._rows, *self._runs)
+        _copy_segments(reads, self._blocks, segments, block_size, *self._elements_of)
 
     def rotate_blocks(
         self, source: Sequence[int], target: Sequence[int], rotation: Rotation, *, head_size: int
@@ -66,16 +67,19 @@ def _slot_rows(slot_elements: torch.Tensor) -> Slots:
     return slot_elements[_is_slot_row(slot_elements), 0].numpy()
 
 
-def _element_runs(slot_elements: torch.Tensor) -> tuple[Slots, Slots]:
+def _element_runs(slot_elements: torch.Tensor) -> tuple[Slots, Slots, npt.NDArray[np.bool_]]:
     """The other elements, in runs that lie side by side for each slot.
 
     Returns:
-        Where each run begins for each slot, `[num_runs, block_size]`, and the runs' lengths.
+        Where each run begins for each slot, `[num_runs, block_size]`, the runs' lengths, and
+        whether each slot's run begins where that of the slot before ends.
     """
     elements = slot_elements[~_is_slot_row(slot_elements)].numpy()
     cuts = np.flatnonzero((np.diff(elements, axis=0) != 1).any(axis=1)) + 1
     starts = np.concatenate([[0], cuts])[: len(elements)].astype(np.int64)
-    return np.ascontiguousarray(elements[starts]), np.diff(starts, append=len(elements))
+    runs, lengths = elements[starts], np.diff(starts, append=len(elements))
+    is_joined = (np.diff(runs, axis=1) == lengths[:, None]).all(axis=1)
+    return np.ascontiguousarray(runs), lengths, is_joined
 
 
 def _is_slot_row(slot_elements: torch.Tensor) -> torch.Tensor:
@@ -96,15 +100,28 @@ def _segments(source: Slots, target: Slots, block_size: int) -> Slots:
 
 
 @numba.njit(nogil=True)
-def _copy_segments(reads, writes, segments, block_size, rows, runs, lengths):  # type: ignore[no-untyped-def]
+def _copy_segments(reads, writes, segments, block_size, rows, runs, lengths, is_joined):  # type: ignore[no-untyped-def]
     for layer in range(len(writes)):
         for source, target, num_slots in segments:
             old, new = reads[layer][source // block_size], writes[layer][target // block_size]
             first, to = source % block_size, target % block_size
             for row in rows:
-                new[row + to : row + to + num_slots] = old[row + first : row + first + num_slots]
+                _copy(old, row + first, new, row + to, num_slots)
             for run in range(len(runs)):
-                length = lengths[run]
-                for slot in range(num_slots):
+                # A copy of one slot is a copy of all where these follow each other in memory.
+                num_copies, length = (1, num_slots) if is_joined[run] else (num_slots, 1)
+                for slot in range(num_copies):
                     a, b = runs[run, first + slot], runs[run, to + slot]
-                    new[b : b + length] = old[a : a + length]
+                    _copy(old, a, new, b, length * lengths[run])
+
+
+@numba.njit(nogil=True)
+def _copy(old, source, new, target, length):  # type: ignore[no-untyped-def]
+    # Slices are assigned element by element, which takes four times as long.
+    x, y = old[source : source + length], new[target : target + length]
+    rest = length // 8 * 8
+    for i in range(0, rest, 8):
+        y[i], y[i + 1], y[i + 2], y[i + 3] = x[i], x[i + 1], x[i + 2], x[i + 3]
+        y[i + 4], y[i + 5], y[i + 6], y[i + 7] = x[i + 4], x[i + 5], x[i + 6], x[i + 7]
+    for i in range(rest, length):
+        y[i] = x[i]
