@@ -2,9 +2,10 @@
 
     python -m benchmarks.ttft [--model NAME_OR_PATH] [--runs N] [--parts modules plain]
 
-Both engines run with the same options in processes of their own and are asked in turn. Plain vLLM
-gets token ids, prompt modules get PML text, so the time of parsing and planning counts. "Modules"
-are read as they are; "repaired" is what an engine does by default.
+Both engines run with the same options in processes of their own and are asked in turn. Prompt
+modules get PML text, so the time of parsing and planning counts. Plain vLLM gets token ids, or text
+as a client sends it, where it says so. "Modules" are read as they are; "repaired" is
+`repair="query:15"`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from rich.console import Console
 
 from benchmarks.engines import Answer, Engine, Spread, start
 from benchmarks.workloads import Documents, words
-from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.layout import LayoutTokenizer, compile_schema
 from vllm_promptcache.models import DEFAULT_MODEL, MODELS, embedded_model
 from vllm_promptcache.pml import parse_schema
 
 BLOCK_SIZE = 32
 NUM_WARMUPS = 3
+REPAIR = "query:15"
 PLAIN = ((1, 1), (1, 64), (8, 64), (32, 64))
 """Plain prompts at once, and tokens that are generated of each."""
 
@@ -66,6 +67,7 @@ class TTFT:
         num_hit = self.num_cached_tokens // BLOCK_SIZE * BLOCK_SIZE
         text = words(self._rng, 2 * self.num_cached_tokens)
         self._prefix = plain.encode(text)[:num_hit]
+        self._prefix_text = _text_of(text, num_hit, plain.encode)
 
     def _order(self) -> list[int]:
         return self._rng.sample(range(len(self._documents.texts)), len(self._documents.texts))
@@ -82,13 +84,17 @@ class TTFT:
         return self._modular.generate(self.prompt())
 
     def repaired(self) -> Answer:
-        """A warm request with modules that are repaired as by default."""
-        return self._modular.generate(self.prompt(PromptModulesConfig().repair))
+        """A warm request with modules of which 15 % are computed again."""
+        return self._modular.generate(self.prompt(REPAIR))
 
     def hit(self) -> Answer:
         """Plain vLLM: as many tokens computed, the rest in its prefix cache."""
         token_ids = self._plain.encode(words(self._rng, 4 * self.num_new_tokens))
         return self._plain.generate(self._prefix + token_ids[: self.num_new_tokens])
+
+    def hit_by_text(self) -> Answer:
+        """The same, as a client sends it: the whole text is tokenized."""
+        return self._plain.generate(f"{self._prefix_text} {words(self._rng, self.num_new_tokens)}")
 
     def miss(self) -> Answer:
         """Plain vLLM: the same documents, in an order that its prefix cache does not know."""
@@ -104,6 +110,14 @@ class TTFT:
         return lambda: engine.generate_together(
             [prompt() for _ in range(number)], max_tokens=max_tokens
         )
+
+
+def _text_of(text: str, num_tokens: int, encode: Callable[[str], list[int]]) -> str:
+    """The first words of a text that are so many tokens."""
+    found = text.split()
+    while len(encode(" ".join(found))) > num_tokens:
+        found.pop()
+    return " ".join(found)
 
 
 def compile_seconds(model: str) -> tuple[float, float, int]:
@@ -122,11 +136,12 @@ def compile_seconds(model: str) -> tuple[float, float, int]:
 
 def report(console: Console, ttft: TTFT, modular: Engine, plain: Engine, num_runs: int) -> None:
     """Measures and prints a line for each request, the ratios below."""
-    rounds = interleaved(num_runs, ttft.reuse, ttft.hit)
-    reuse, hit = spreads(rounds)
+    rounds = interleaved(num_runs, ttft.reuse, ttft.hit, ttft.hit_by_text)
+    reuse, hit, by_text = spreads(rounds)
     _line(console, "prompt modules, shuffled", rounds[-1][0], reuse)
     _line(console, "plain vLLM, prefix-cache hit", rounds[-1][1], hit)
-    console.print(f"  modules / hit: {reuse.over(hit):.3f}")
+    _line(console, "the same, text in place of token ids", rounds[-1][2], by_text)
+    console.print(f"  modules / hit: {reuse.over(hit):.3f}, by text {reuse.over(by_text):.3f}")
     plans = Spread(tuple(modular.plan_seconds(ttft.prompt()) for _ in range(10 * num_runs)))
     console.print(f"  of it, parsing and planning: {plans}")
     rounds = interleaved(num_runs, ttft.reuse, ttft.repaired, ttft.miss)

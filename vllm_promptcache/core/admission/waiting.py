@@ -180,9 +180,11 @@ class WaitingRequests:
         modular, new = near.modular, list[InternalRequest]()
         for number, span in enumerate(near.spans):
             key = modular.store_key(span.key)
-            if not self._store.pin(modular.request_id, key):
-                modular.account.has_waited = True
-                new += self._provide(modular, span.key, is_serial=near.is_serial)
+            if self._store.pin(modular.request_id, key):
+                continue
+            modular.account.has_waited = True
+            new += self._provide(modular, span.key, is_serial=near.is_serial)
+            # What is relocated is here by now.
             if not self._store.pin(modular.request_id, key) and near.is_serial:
                 for later in near.spans[number + 1 :]:
                     self._store.unpin(modular.request_id, modular.store_key(later.key))
