@@ -170,7 +170,10 @@ class ModuleResidency:
                 hash_private_blocks(modular)
 
     def promote(self) -> list[Request]:
-        """Returns encodes that make prompts exact, for an engine that has nothing else to do."""
+        """Returns what makes a prompt exact next, for an engine that has nothing else to do.
+
+        That is the encode of one link of its chain, behind those of contexts that it lost.
+        """
         if (found := self.promotions.next()) is None:
             return []
         try:

@@ -120,11 +120,17 @@ class PromptModuleMixin(Scheduler):
         self.residency.adapters.reloaded(lora_int_id)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """Starts the encodes and probes that waiting requests need, then schedules as vLLM does."""
+        """Starts the encodes and probes that waiting requests need, then schedules as vLLM does.
+
+        One of a step that has nothing else to do makes a combination of modules exact.
+        """
         self.residency.follow_adapters(self.requests.values())
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
+        if not self.requests:
+            # Workers are told of a request's end in a step more, when its answer has left.
+            self._add_internal(self.residency.promote())
         # Where nobody waits it makes no difference who runs.
         users = (request for request in self.running if not self._is_internal(request))
         num_users = sum(1 for _ in users) if self.waiting else 0
@@ -162,9 +168,6 @@ class PromptModuleMixin(Scheduler):
                 client.outputs = [o for o in client.outputs if o.request_id not in ended]
         if self.residency.rejected:
             self._end_rejected(outputs)
-        if not self.requests:
-            # The engine goes on while there are requests.
-            self._add_internal(self.residency.promote())
         return outputs
 
     def _end_rejected(self, outputs: dict[int, EngineCoreOutputs]) -> None:

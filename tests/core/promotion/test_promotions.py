@@ -52,11 +52,12 @@ def abort_encodes(engine: Engine) -> None:
 
 
 def promote(engine: Engine) -> list[Any]:
-    """Lets an idle engine work; returns the modules that are encoded."""
-    new = engine.residency.promote()
-    engine.queue[:0] = new
-    encoded = [engine.residency.get(request).spec.key for request in new]
-    engine.run_encodes()
+    """Lets an idle engine work; returns the modules that are encoded, one a step."""
+    encoded: list[Any] = []
+    while new := engine.residency.promote():
+        engine.queue[:0] = new
+        encoded += [engine.residency.get(request).spec.key for request in new]
+        engine.run_encodes()
     return encoded
 
 
@@ -79,7 +80,9 @@ def test_a_request_that_arrives_stops_a_promotion_which_goes_on_later() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
-    engine.queue[:0] = engine.residency.promote()
+    (new,) = engine.residency.promote()
+    assert engine.residency.get(new).spec.key == KEYS[0]
+    engine.queue.insert(0, new)
     engine.add(user("3"))
     assert len(engine.residency.encodes.take_orphans()) == 1
     abort_encodes(engine)
@@ -98,10 +101,19 @@ def test_a_promotion_that_failed_is_given_up() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
-    new = engine.residency.promote()
-    assert len(new) == 2
-    engine.queue[:0] = new
+    engine.queue[:0] = engine.residency.promote()
     abort_encodes(engine)
+    assert engine.residency.promote() == []
+
+
+def test_a_promotion_that_loses_a_link_for_each_it_gets_is_given_up() -> None:
+    engine = promoting_engine()
+    serve(engine, "1")
+    serve(engine, "2")
+    engine.queue[:0] = engine.residency.promote()
+    engine.run_encodes()
+    assert engine.residency.store.lookup(KEYS[0]) is not None
+    engine.residency.store.evict(KEYS[0])
     assert engine.residency.promote() == []
 
 

@@ -82,7 +82,9 @@ class Promotions:
         self._counts: dict[bytes, int] = {}
         self._candidates: dict[bytes, Candidate] = {}
         self._promoted: set[bytes] = set()
+        # The one that was encoded for last, and how many links it lacked then.
         self._last: Candidate | None = None
+        self._num_lacked = 0
         self._current: ModularRequest | None = None
 
     def is_ready(self, prompt: ModulePrompt, request: Request) -> bool:
@@ -109,22 +111,24 @@ class Promotions:
         self._store.stats.num_promoted_requests += 1
 
     def next(self) -> tuple[ModularRequest, bytes] | None:
-        """Returns the request to encode for now, and the last link that it lacks.
+        """Returns the request to encode for now, and the first link that it lacks.
 
-        The links before that one are its contexts, so that they are encoded along with it. The
-        newest candidate comes first: its request may be followed by more of a conversation.
+        It is asked again for each link: all at once would make whoever comes next wait for it.
+        The newest candidate comes first: its request may be followed by more of a conversation.
         """
         last = self._last if self.interrupt() is not None else None
         while self._candidates:
             name, found = self._candidates.popitem()
             missing = self._missing(found.prompt, found.adapter)
             self._store.stats.num_promotions += found is last and not missing
-            # One that was not interrupted and lacks links all the same does not fit.
-            if missing and found is not last and self._has_room(found):
+            # One that was not interrupted and lacks as many links as before does not fit.
+            is_stuck = found is last and len(missing) >= self._num_lacked
+            if missing and not is_stuck and self._has_room(found):
                 self._promoted.update(found.keys)
                 self._candidates[name] = self._last = found
+                self._num_lacked = len(missing)
                 self._current = found.promoted(self._block_size)
-                return self._current, missing[-1]
+                return self._current, missing[0]
         return None
 
     def interrupt(self) -> ModularRequest | None:
