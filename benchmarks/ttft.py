@@ -113,10 +113,10 @@ class TTFT:
 
 
 def _text_of(text: str, num_tokens: int, encode: Callable[[str], list[int]]) -> str:
-    """The first words of a text that are so many tokens."""
+    """The first words of a text that are about so many tokens, and no more."""
     found = text.split()
-    while len(encode(" ".join(found))) > num_tokens:
-        found.pop()
+    while (num_more := len(encode(" ".join(found))) - num_tokens) > 0:
+        del found[-num_more:]
     return " ".join(found)
 
 
