@@ -58,10 +58,10 @@ class PromptModulesConfig:
 
     repair: str = str(DEFAULT_POLICY.repair)
     """Which tokens of reused modules each prompt computes again, where neither it nor its schema
-    says: a share of them in percent, those that its end attends to most (`query:15`, after a first
-    pass that finds out); the first tokens of each module (`head:16`); or `none`, which is fastest
-    and furthest from a plain prefill. Modules that were encoded behind all that lies before them
-    are left as they are."""
+    says: none; a share of them in percent, those that its end attends to most (`query:15`, after a
+    first pass that finds out); or the first tokens of each module (`head:16`). That is nearer to a
+    plain prefill, and takes its share of the time of one. Modules that were encoded behind all that
+    lies before them are left as they are."""
 
     profile: str | None = None
     """File that `python -m vllm_promptcache.quality.calibrate` has written. It says `encode` and

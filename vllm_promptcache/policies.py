@@ -83,8 +83,8 @@ class Policy:
         return Policy(encode or self.encode, repair or self.repair)
 
 
-DEFAULT_POLICY = Policy("primed", Repair("query", 15))
-"""What holds where neither user nor schema says anything."""
+DEFAULT_POLICY = Policy("primed")
+"""What holds where neither user nor schema says anything: no token of a module is computed again."""
 
 EXACT = Policy("exact")
 

@@ -54,7 +54,7 @@ def test_what_is_posted_is_kept_and_shared(tmp_path: Path) -> None:
     assert (change.is_new, change.num_kept_tokens, change.num_changed_tokens) == (False, 2, 2)
     described = describe(one, "a")
     assert described["modules"][2].num_tokens == 2
-    assert (described["policy"], described["reason"]) == ("primed+query:15", None)
+    assert (described["policy"], described["reason"]) == ("primed", None)
     assert names(SchemaService(front_end(tmp_path))) == ["a"]
     one.remove("a")
     assert names(two) == []
