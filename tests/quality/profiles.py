@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_promptcache.policies import Policy
-from vllm_promptcache.quality.profile import Measured, Profile, ProfiledModel
+from vllm_promptcache.quality.profile import Measured, Profile, ProfiledModel, VerdictName
 
 
 def named(name: str) -> Policy:
@@ -15,8 +15,9 @@ def named(name: str) -> Policy:
     return policy
 
 
-def measured(policy: str, loss: float = 0.0, kl: float = 0.0, share: float = 0.0) -> Measured:
-    return Measured(policy=named(policy), loss=loss, kl=kl, recomputed_share=share)
+def measured(policy: str, verdict: VerdictName = "passes", **fields: Any) -> Measured:
+    defaults = {"loss": 0.0, "kl": 0.0, "recomputed_share": 0.0}
+    return Measured(policy=named(policy), verdict=verdict, **(defaults | fields))
 
 
 def profile(**fields: Any) -> Profile:
@@ -26,8 +27,10 @@ def profile(**fields: Any) -> Profile:
         "tolerance": 1.0,
         "max_kl": 0.05,
         "num_rows": 24,
-        "measured": (measured("isolated", 3.25, 0.125), measured("anchored", 0.5, 0.01)),
-        "passed": ("anchored",),
+        "measured": (
+            measured("isolated", "fails", loss=3.25, kl=0.125),
+            measured("anchored", loss=0.5, kl=0.01),
+        ),
         "default": "anchored",
     }
     return Profile(**(defaults | fields))

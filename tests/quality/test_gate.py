@@ -48,11 +48,10 @@ def test_a_schema_without_a_policy_gets_the_default() -> None:
     assert policy(add()) == ("anchored", None)
     head = profile(
         measured=(measured("anchored+head:2"),),
-        passed=("anchored+head:2",),
         default="anchored+head:2",
     )
     assert policy(add(of=head)) == ("anchored+head:2", None)
-    assert policy(add(of=profile(passed=(), default="exact"))) == ("exact", None)
+    assert policy(add(of=profile(measured=(), default="exact"))) == ("exact", None)
 
 
 def test_a_policy_that_has_not_passed_falls_back(
@@ -66,6 +65,21 @@ def test_a_policy_that_has_not_passed_falls_back(
     layout = add('encode="isolated"')
     assert policy(layout) == ("exact", LOST)
     assert caplog.messages == [f"Schema s is served exactly: {LOST}"]
+
+
+@pytest.mark.parametrize(
+    ("num_more_rows", "would"), [(1200, "about 1,200 more rows"), (None, "no number of rows")]
+)
+def test_a_policy_that_rows_do_not_tell_about_falls_back(
+    num_more_rows: int | None, would: str
+) -> None:
+    found = measured("isolated", "undecided", loss=0.5, kl=0.01, num_more_rows=num_more_rows)
+    reason = (
+        "policy isolated lost 0.5 points with a KL of 0.010, at most 1 points and 0.05 nats are "
+        f"wanted, which 24 rows do not tell; {would} would decide"
+    )
+    of = profile(measured=(found,), default="exact")
+    assert policy(add('encode="isolated"', of=of)) == ("exact", reason)
 
 
 def test_a_policy_that_was_not_measured_falls_back() -> None:
@@ -93,7 +107,7 @@ def test_a_compact_schema_is_encoded_as_any_other() -> None:
 
 
 def test_several_policies_may_pass() -> None:
-    of = profile(passed=("isolated", "anchored"))
+    of = profile(measured=(measured("isolated"), measured("anchored")))
     children = MODULES + '<module name="c" encode="isolated">c1 c2</module>'
     assert policy(add(children=children, of=of)) == ("anchored, isolated", None)
 
@@ -116,7 +130,7 @@ def test_prompts_of_a_schema_that_fell_back_are_exact(attributes: str) -> None:
     assert not list(plans.warm_plans("s", salt="tenant"))
 
 
-@pytest.mark.parametrize("of", [profile(), profile(passed=(), default="exact")])
+@pytest.mark.parametrize("of", [profile(), profile(measured=(), default="exact")])
 def test_nothing_of_a_pinned_schema_is_pinned_once_it_is_exact(of: Profile) -> None:
     assert len(engine_pins(add('pin="true"'), 4)) == 2
     attributes = 'pin="true" encode="isolated"' if of.passed else 'pin="true"'

@@ -32,7 +32,9 @@ class PolicyGate:
         found, profile = self.profile.find(policy), self.profile
         if found is None:
             return f"policy {policy} was not measured"
-        return (
-            f"policy {policy} lost {found.loss:.1f} points with a KL of {found.kl:.3f}, at most "
-            f"{profile.tolerance:g} points and {profile.max_kl:g} nats are wanted"
-        )
+        figures = f"policy {policy} lost {found.loss:.1f} points with a KL of {found.kl:.3f}"
+        limits = f"at most {profile.tolerance:g} points and {profile.max_kl:g} nats are wanted"
+        if found.verdict == "undecided":
+            rows = f"{profile.num_rows} row{'s' if profile.num_rows > 1 else ''} do not tell"
+            return f"{figures}, {limits}, which {rows}; {found.more_rows} would decide"
+        return f"{figures}, {limits}"

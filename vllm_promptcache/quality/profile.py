@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
     BaseModel,
@@ -16,7 +16,9 @@ from pydantic import (
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.policies import EXACT, Policy
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2
+
+VerdictName: TypeAlias = Literal["passes", "fails", "undecided"]
 
 
 def _policy(value: object) -> Policy:
@@ -53,13 +55,30 @@ class Measured(_Part):
         policy: The policy.
         loss: Points of score, of 100, below a plain prefill; negative where it is above.
         kl: KL(plain || policy) of the first token, in nats.
+        loss_interval: Where the loss is over many rows, with 95 %; None for a single row.
+        kl_interval: The same of the KL.
         recomputed_share: Module tokens that are computed again, of all.
+        verdict: Whether both intervals are within the profile's limits (`passes`), or one is
+            outside (`fails`), or neither can be told.
+        num_more_rows: If it is undecided, about how many more rows would decide; None if that is
+            no number of use.
     """
 
     policy: NamedPolicy
     loss: float
     kl: float
+    loss_interval: tuple[float, float] | None = None
+    kl_interval: tuple[float, float] | None = None
     recomputed_share: float
+    verdict: VerdictName
+    num_more_rows: int | None = None
+
+    @property
+    def more_rows(self) -> str:
+        """`num_more_rows` in words."""
+        if self.num_more_rows is None:
+            return "no number of rows"
+        return f"about {self.num_more_rows:,} more row{'s' if self.num_more_rows > 1 else ''}"
 
 
 class Profile(_Part):
@@ -72,25 +91,27 @@ class Profile(_Part):
         max_kl: Largest KL that it may have, in nats.
         num_rows: Questions that were asked.
         measured: The candidates.
-        passed: Those within both limits.
-        default: The cheapest of these, else `exact`.
+        default: The cheapest that passes, else `exact`.
     """
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     model: ProfiledModel
     tolerance: float
     max_kl: float
     num_rows: int = Field(ge=1)
     measured: tuple[Measured, ...]
-    passed: tuple[NamedPolicy, ...]
     default: NamedPolicy
 
     @model_validator(mode="after")
-    def _check_names(self) -> Self:
-        unknown = {*self.passed} - {measured.policy for measured in self.measured}
-        if unknown or self.default not in (*self.passed, EXACT):
-            raise ValueError("`passed` must have been measured, and `default` be one of these")
+    def _check_default(self) -> Self:
+        if self.default not in (*self.passed, EXACT):
+            raise ValueError("`default` must be a policy that passes, or `exact`")
         return self
+
+    @property
+    def passed(self) -> list[Policy]:
+        """The policies that may be served."""
+        return [found.policy for found in self.measured if found.verdict == "passes"]
 
     def find(self, policy: Policy) -> Measured | None:
         """The figures of a policy, None if it was not measured."""

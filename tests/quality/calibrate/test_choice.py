@@ -15,39 +15,56 @@ from vllm_promptcache.quality.calibrate.choice import (
 )
 from vllm_promptcache.quality.evaluate.bootstrap import Estimate
 from vllm_promptcache.quality.evaluate.summary import Result
+from vllm_promptcache.quality.profile import VerdictName
 
 LIMITS = Limits(tolerance=1.0, max_kl=0.05)
 
 
-def result(policy: str, difference: float, kl: float, share: float) -> Result:
+def result(policy: str, difference: float, kl: float, share: float, half: float) -> Result:
     figures = {
-        "difference": Estimate(difference, difference - 1, difference + 1),
-        "divergence": Estimate(kl, None, None),
+        "difference": Estimate(difference, difference - half, difference + half),
+        "divergence": Estimate(kl, kl - half / 100, kl + half / 100),
         "recomputed_share": Estimate(share, None, None),
     }
-    return Result("made-up", "f1", policy, 24, figures)
+    return Result("made-up", "f1", policy, 400, figures)
 
 
-def verdict(policy: str, difference: float = 0.0, kl: float = 0.0, share: float = 0.0) -> Verdict:
-    return judge([result(policy, difference, kl, share)], LIMITS)[0]
+def verdict(
+    policy: str, difference: float = 0.0, kl: float = 0.0, share: float = 0.0, half: float = 0.5
+) -> Verdict:
+    return judge([result(policy, difference, kl, share, half)], LIMITS)[0]
 
 
 @pytest.mark.parametrize(
-    ("difference", "kl", "objections"),
+    ("difference", "kl", "half", "found", "objections"),
     [
-        (0.0, 0.0, ()),
-        (5.0, 0.05, ()),
-        (-1.0, 0.05, ()),
-        (-1.5, 0.05, ("loss above 1",)),
-        (-1.0, 0.06, ("KL above 0.05",)),
-        (-1.5, 0.06, ("loss above 1", "KL above 0.05")),
+        (0.0, 0.0, 0.5, "passes", ()),
+        (5.0, 0.04, 1.0, "passes", ()),
+        (-0.5, 0.04, 0.5, "passes", ()),
+        (-0.75, 0.04, 0.5, "undecided", ("loss may be above 1",)),
+        (-1.25, 0.04, 0.5, "undecided", ("loss may be above 1",)),
+        (-1.75, 0.04, 0.5, "fails", ("loss is above 1",)),
+        (-0.25, 0.048, 0.5, "undecided", ("KL may be above 0.05",)),
+        (-0.25, 0.06, 0.5, "fails", ("KL is above 0.05",)),
+        (-0.75, 0.06, 0.5, "fails", ("loss may be above 1", "KL is above 0.05")),
     ],
 )
-def test_both_limits_hold(difference: float, kl: float, objections: tuple[str, ...]) -> None:
-    found = verdict("isolated", difference, kl)
-    assert found.objections == objections
-    assert found.passes is not bool(objections)
-    assert found.figures.loss == -difference
+def test_both_limits_hold_with_their_intervals(
+    difference: float, kl: float, half: float, found: VerdictName, objections: tuple[str, ...]
+) -> None:
+    judged = verdict("isolated", difference, kl, half=half)
+    assert judged.objections == objections
+    assert judged.figures.verdict == found
+    assert (judged.figures.num_more_rows is not None) == (found == "undecided")
+    assert judged.figures.loss == -difference
+    assert judged.figures.loss_interval == (-difference - half, -difference + half)
+    assert judged.figures.kl_interval == (kl - half / 100, kl + half / 100)
+
+
+def test_what_is_undecided_is_not_chosen() -> None:
+    assert choose_policy([verdict("isolated", -0.9), verdict("anchored", share=0.5)]) == Policy(
+        "anchored"
+    )
 
 
 def test_the_cheapest_that_passes_is_chosen() -> None:

@@ -73,7 +73,6 @@ def _profile(
         max_kl=limits.max_kl,
         num_rows=num_rows,
         measured=tuple(verdict.figures for verdict in verdicts),
-        passed=tuple(verdict.figures.policy for verdict in verdicts if verdict.passes),
         default=choose_policy(verdicts),
     )
 

@@ -12,10 +12,13 @@ CANDIDATES = (
 )
 _EPILOG = """\
 A policy passes if the mean score of its answers is at most --tolerance points (of 100) below that
-of a plain prefill, and the mean KL of its first tokens is at most --max-kl nats. Of those that
-pass, the one that computes the smallest share of module tokens again is chosen, the earlier one
-where two are alike; `exact` where none passes. The means of few rows say little: give many, of
-your own.
+of a plain prefill, and the mean KL of its first tokens is at most --max-kl nats, both with their
+whole 95 % intervals, and on no fewer than 300 / --tolerance rows: what none of them shows may still
+be so in 3 of them. It fails if one of these intervals is above its limit. Otherwise it is
+undecided, which servers take for a failure; it is said about how many more rows would decide. The
+24 questions of this package tell large losses only: give many, of your own.
+Of those that pass, the one that computes the smallest share of module tokens again is chosen, the
+earlier one where two are alike; `exact` where none passes.
 
 Answers are kept in the folder PROFILE.answers. Run again to go on after a stop, or with other
 limits.

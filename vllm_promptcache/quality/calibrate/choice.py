@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.policies import EXACT, Policy
+from vllm_promptcache.quality.calibrate.decision import decide, num_more_rows, verdict_of
 from vllm_promptcache.quality.evaluate.bootstrap import Estimate
 from vllm_promptcache.quality.evaluate.contenders import Contender, with_plain
 from vllm_promptcache.quality.evaluate.summary import Result
-from vllm_promptcache.quality.profile import Measured
+from vllm_promptcache.quality.profile import Measured, VerdictName
+
+# Points that a single answer can lose.
+_WORST_LOSS = 100.0
+
+_VERBS: Mapping[VerdictName, str] = {"fails": "is", "undecided": "may be"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +38,11 @@ class Verdict:
 
     Attributes:
         figures: What was measured.
-        difference: Score to that of plain, with its interval.
-        objections: Why it does not pass, one for each limit.
+        objections: Why it does not pass, or why that is not known: one for each limit.
     """
 
     figures: Measured
-    difference: Estimate
     objections: tuple[str, ...]
-
-    @property
-    def passes(self) -> bool:
-        """Whether it is within both limits."""
-        return not self.objections
 
 
 def read_candidates(names: str) -> tuple[Contender, ...]:
@@ -70,24 +69,40 @@ def judge(results: Iterable[Result], limits: Limits) -> list[Verdict]:
 
 
 def _judge(result: Result, limits: Limits) -> Verdict:
-    difference = result.figures["difference"]
+    loss, kl = _loss(result.figures["difference"]), result.figures["divergence"]
+    decisions = {
+        f"loss %s above {limits.tolerance:g}": decide(
+            loss, limits.tolerance, result.num_rows, worst=_WORST_LOSS
+        ),
+        f"KL %s above {limits.max_kl:g}": decide(kl, limits.max_kl, result.num_rows),
+    }
     figures = Measured(
         policy=_candidate(result.policy),
-        # Not `-0.0` where nothing is lost.
-        loss=0.0 - difference.value,
-        kl=result.figures["divergence"].value,
+        loss=loss.value,
+        kl=kl.value,
+        loss_interval=_interval(loss),
+        kl_interval=_interval(kl),
         recomputed_share=result.figures["recomputed_share"].value,
+        verdict=verdict_of(decisions.values()),
+        num_more_rows=num_more_rows(list(decisions.values()), result.num_rows),
     )
-    objections = []
-    if figures.loss > limits.tolerance:
-        objections.append(f"loss above {limits.tolerance:g}")
-    if figures.kl > limits.max_kl:
-        objections.append(f"KL above {limits.max_kl:g}")
-    return Verdict(figures, difference, tuple(objections))
+    said = (text % _VERBS[d.verdict] for text, d in decisions.items() if d.verdict in _VERBS)
+    return Verdict(figures, tuple(said))
 
 
-def choose_policy(verdicts: Sequence[Verdict]) -> Policy:
+def _loss(difference: Estimate) -> Estimate:
+    """A difference to plain with its sign turned; not `-0.0` where nothing is lost."""
+    if difference.low is None or difference.high is None:
+        return Estimate(0.0 - difference.value, None, None)
+    return Estimate(0.0 - difference.value, 0.0 - difference.high, 0.0 - difference.low)
+
+
+def _interval(found: Estimate) -> tuple[float, float] | None:
+    return None if found.low is None or found.high is None else (found.low, found.high)
+
+
+def choose_policy(verdicts: Iterable[Verdict]) -> Policy:
     """The cheapest policy that passes, the first of several; `exact` if none does."""
-    passed = [verdict.figures for verdict in verdicts if verdict.passes]
+    passed = [v.figures for v in verdicts if v.figures.verdict == "passes"]
     cheapest = min(passed, key=lambda figures: figures.recomputed_share, default=None)
     return EXACT if cheapest is None else cheapest.policy

@@ -23,7 +23,7 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict], plain: Estimat
         verdicts: The candidates.
         plain: Score of a plain prefill.
     """
-    title = f"plain prefill scores {plain.value:.1f}; loss with its 95 % interval"
+    title = f"plain prefill scores {plain.value:.1f}; loss and KL with their 95 % intervals"
     table = Table("policy", title=title, title_justify="left", box=SIMPLE_HEAD)
     for header in ("loss", "KL", "recomputed"):
         table.add_column(header, justify="right")
@@ -35,17 +35,30 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict], plain: Estimat
 
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
-    figures, difference = verdict.figures, verdict.difference
-    loss = f"{figures.loss:.1f}"
-    if difference.low is not None and difference.high is not None:
-        loss += f" ({0 - difference.high:.1f}, {0 - difference.low:.1f})"
+    figures = verdict.figures
     return (
         str(figures.policy),
-        loss,
-        f"{figures.kl:.3f}",
+        _with_interval(figures.loss, figures.loss_interval, ".1f"),
+        _with_interval(figures.kl, figures.kl_interval, ".3f"),
         f"{figures.recomputed_share:.1%}",
-        "passes" if verdict.passes else f"fails: {', '.join(verdict.objections)}",
+        _sentence(verdict),
     )
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None, form: str) -> str:
+    if interval is None:
+        return f"{value:{form}}"
+    return f"{value:{form}} ({interval[0]:{form}}, {interval[1]:{form}})"
+
+
+def _sentence(verdict: Verdict) -> str:
+    figures = verdict.figures
+    if figures.verdict == "passes":
+        return "passes"
+    text = f"{figures.verdict}: {', '.join(verdict.objections)}"
+    if figures.verdict == "undecided":
+        text += f"; {figures.more_rows} would decide"
+    return text
 
 
 def print_choice(console: Console, profile: Profile, path: Path) -> None:
@@ -54,6 +67,9 @@ def print_choice(console: Console, profile: Profile, path: Path) -> None:
         console.print(f"Chosen: {profile.default}, the cheapest that passes.", highlight=False)
     else:
         console.print("Chosen: exact, since no candidate passes.", highlight=False)
+    if any(measured.verdict == "undecided" for measured in profile.measured):
+        text = "What is undecided is not served: a schema that asks for it is served exactly."
+        console.print(text, highlight=False)
     rows = f"{profile.num_rows} row{'s' if profile.num_rows > 1 else ''}"
     console.print(f"Written to {path}, measured on {rows}. Use it with", highlight=False)
     option = f"    vllm serve ... --enable-prompt-modules --prompt-modules-profile {path}"
