@@ -60,6 +60,17 @@ def test_it_is_planned_as_the_document_would_be(
     assert plan == prompts.plan(document)
 
 
+def test_it_says_what_the_attributes_of_a_document_say() -> None:
+    asked = form(encode="exact", repair="head:2", max_kl=0).to_prompt("t")
+    assert (asked.is_exact, asked.repair, asked.max_kl) == (True, Repair("head", 2), 0.0)
+
+
+@pytest.mark.parametrize("max_kl", [-0.1, float("nan"), float("inf"), "much"])
+def test_a_kl_is_a_number_from_0_on(max_kl: object) -> None:
+    with pytest.raises(FieldError, match="max_kl"):
+        form(max_kl=max_kl)
+
+
 def test_modules_around_an_import_may_have_arguments() -> None:
     prompts = Prompts(
         '<module name="a">A <param name="n" len="2"/><module name="b">B</module></module>'

@@ -38,6 +38,7 @@ def print_prompt(prompt: Prompt) -> str:
         "schema": prompt.schema,
         "encode": "exact" if prompt.is_exact else None,
         "repair": _repair(prompt.repair),
+        "max-kl": None if prompt.max_kl is None else str(prompt.max_kl),
     }
     return _element("prompt", attributes, map(_node, prompt.children))
 

@@ -33,6 +33,11 @@ PROMPTS = {
         "`tail:16` is no `repair`",
         REPAIR_HINT,
     ),
+    "max-kl": (
+        '<prompt schema="s" max-kl="▲-0.1">hello</prompt>',
+        "`max-kl` is not a number from 0 on",
+        'write digits, such as "0.05"',
+    ),
     "empty": ('▲<prompt schema="s"/>', *EMPTY),
     "blank": ('▲<prompt schema="s"> <!-- nothing --> </prompt>', *EMPTY),
     "empty-role": ('▲<prompt schema="s"><user> </user></prompt>', *EMPTY),

@@ -38,6 +38,7 @@ PINS = st.sampled_from([None, False, Pin(), Pin(90)])
 POLICIES = st.sampled_from([None, "isolated", "anchored"])
 SCHEMA_POLICIES = st.sampled_from([None, "isolated", "anchored", "exact"])
 REPAIRS = st.sampled_from([None, Repair("none"), Repair("head", 16), Repair("query", 15)])
+KLS = st.sampled_from([None, 0.0, 0.05, 2.5])
 
 
 @st.composite
@@ -56,7 +57,8 @@ def schemas(draw: st.DrawFn) -> Schema:
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
     children = (draw(TEXTS), *_prompt_nodes(draw, 3, in_role=False, kinds=("import", "role")))
-    return Prompt(draw(NAMES), draw(st.booleans()), draw(REPAIRS), children, SOURCE, PLACE)
+    options = (draw(st.booleans()), draw(REPAIRS), draw(KLS))
+    return Prompt(draw(NAMES), *options, children, SOURCE, PLACE)
 
 
 def _kinds(draw: st.DrawFn, kinds: tuple[str, ...]) -> list[str]:

@@ -30,7 +30,7 @@ def planner(of: Profile) -> Planner:
         max_model_len=100,
         block_size=4,
         policy=of.default,
-        gate=PolicyGate(of).apply,
+        gate=PolicyGate(of),
     )
 
 
@@ -104,6 +104,35 @@ def test_modules_whose_states_are_not_kept_do_not_count() -> None:
 
 def test_a_compact_schema_is_encoded_as_any_other() -> None:
     assert policy(add('layout="compact"')) == ("anchored", None)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "encode"),
+    [
+        ('max-kl="0.01"', "anchored"),
+        ('max-kl="0.009"', "exact"),
+        # It was not measured.
+        ('max-kl="100" repair="head:2"', "exact"),
+        ('repair="head:2"', "anchored"),
+    ],
+)
+def test_a_prompt_may_ask_for_a_kl(attributes: str, encode: str) -> None:
+    plans = planner(profile())
+    plans.schemas.add(parse_schema(f'<schema name="s">{MODULES}</schema>'))
+    assert read_as(plans, attributes) == {encode}
+
+
+def test_what_nobody_has_measured_is_within_no_kl() -> None:
+    plans = make_planner(WordTokenizer(CHATML), max_model_len=100, block_size=4)
+    plans.schemas.add(parse_schema(f'<schema name="s" encode="isolated">{MODULES}</schema>'))
+    assert read_as(plans, "") == {"isolated"}
+    assert read_as(plans, 'max-kl="100"') == {"exact"}
+
+
+def read_as(plans: Planner, attributes: str) -> set[str]:
+    """The policies of a prompt's modules."""
+    plan = plans.plan(f"<prompt schema='s' {attributes}><a/><b/> end</prompt>")
+    return {module.policy for module in Explanation.of(plan).modules if any(module.reused)}
 
 
 def test_several_policies_may_pass() -> None:

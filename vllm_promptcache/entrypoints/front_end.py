@@ -74,7 +74,7 @@ class FrontEnd:
             LayoutTokenizer(tokenizer),
             max_model_len=vllm_config.model_config.max_model_len,
             policy=config.policy if profile is None else profile.default,
-            gate=None if profile is None else PolicyGate(profile).apply,
+            gate=None if profile is None else PolicyGate(profile),
         )
         planner = Planner(
             Schemas(compiler, on_remove=schema_series.forget),

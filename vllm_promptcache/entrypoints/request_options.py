@@ -67,6 +67,8 @@ class PromptModules(BaseModel):
         arguments: Module path -> parameter -> value.
         encode: `exact` for answers as of a plain prefill, whatever the schema says.
         repair: Which tokens of modules are computed again, whatever the schema says.
+        max_kl: Policies are used only if their mean KL, in the engine's profile, is at most so many
+            nats; the prompt is `exact` otherwise.
         text: New text behind the modules, before that of the request's own prompt.
         detail: Whether the response tells what was reused.
     """
@@ -78,14 +80,16 @@ class PromptModules(BaseModel):
     arguments: dict[_Path, dict[_Name, str]] = Field(default_factory=dict)
     encode: Literal["exact"] | None = None
     repair: Annotated[str, AfterValidator(check_repair)] | None = None
+    max_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     text: str = ""
     detail: bool = False
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
         others = (self.imports, self.arguments, self.text, self.encode, self.repair)
-        if self.schema_name is None and any(others):
-            raise ValueError("imports, arguments, text, encode and repair need a schema")
+        is_prompt = any(others) or self.max_kl is not None
+        if self.schema_name is None and is_prompt:
+            raise ValueError("imports, arguments, text, encode, repair and max_kl need a schema")
         return self
 
     def to_prompt(self, text: str, *, as_user: bool = False) -> Prompt:
@@ -106,6 +110,7 @@ class PromptModules(BaseModel):
             schema=self.schema_name,
             is_exact=self.encode == "exact",
             repair=None if self.repair is None else Repair.parse(self.repair),
+            max_kl=self.max_kl,
             children=children,
             source=Source(REQUEST_FIELD, ""),
             location=place,

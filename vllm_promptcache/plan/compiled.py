@@ -8,10 +8,9 @@ for each tenant of a private schema.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
-from typing import TypeAlias
+from typing import Protocol
 
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.layout.compiler import compile_schema
@@ -25,10 +24,24 @@ from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.messages import SystemText, schema_in_messages, with_system
 from vllm_promptcache.pml.ast import Prompt, Schema
 from vllm_promptcache.pml.diagnostics import quote
-from vllm_promptcache.policies import Policy
+from vllm_promptcache.policies import Policy, Repair
 
-Gate: TypeAlias = Callable[[SchemaLayout], SchemaLayout]
-"""Returns a schema as it is, or exact if what it says must not be served."""
+
+class Gate(Protocol):
+    """Says which policies may be used, by what was measured of them."""
+
+    def apply(self, layout: SchemaLayout) -> SchemaLayout:
+        """Returns a schema as it is, or exact if what it says must not be served."""
+
+    def is_within(self, layout: SchemaLayout, repair: Repair | None, max_kl: float) -> bool:
+        """Whether all that a schema says was measured to be within a KL, in nats.
+
+        Args:
+            layout: The schema.
+            repair: What a prompt says instead of its modules.
+            max_kl: What the prompt allows.
+        """
+
 
 # Of a variant that has the layout of its schema.
 _SAME_BYTES = 1000
@@ -96,7 +109,7 @@ class SchemaCompiler:
         tokenizer: The model's tokenizer.
         max_model_len: Positions the model has.
         policy: Policy of schemas that do not say their own.
-        gate: Is asked when a schema is compiled; None lets all pass.
+        gate: Is asked when a schema is compiled; None lets all pass, and has measured nothing.
     """
 
     tokenizer: LayoutTokenizer
@@ -142,6 +155,15 @@ class SchemaCompiler:
             found = self.variant(compiled, around)
         return found if found.tokenizer is now else replace(found, tokenizer=now)
 
+    def allowed(self, prompt: Prompt, layout: SchemaLayout) -> Prompt:
+        """Returns a prompt as it is, or exact if its schema's policies are not within its KL."""
+        if prompt.max_kl is None:
+            return prompt
+        gate = self.gate
+        if gate is not None and gate.is_within(layout, prompt.repair, prompt.max_kl):
+            return prompt
+        return replace(prompt, is_exact=True)
+
     def variant(self, compiled: Compiled, around: Surroundings) -> Compiled:
         """The schema as a request has it.
 
@@ -178,7 +200,7 @@ class SchemaCompiler:
             max_model_len=self.max_model_len,
         )
         if self.gate is not None:
-            layout = self.gate(layout)
+            layout = self.gate.apply(layout)
         return Compiled(schema, replace(layout, derived=derived), tokenizer)
 
 

@@ -67,6 +67,7 @@ class Planner:
         except ClientError as error:
             raise pml_error(prompt.source, prompt.location, error.message, error.hint) from None
         compiler = self.schemas.compiler
+        prompt = compiler.allowed(prompt, compiled.layout)
         lay_out = partial(
             plan_prompt,
             max_model_len=compiler.max_model_len,

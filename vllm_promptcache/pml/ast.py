@@ -175,12 +175,14 @@ class Import:
 class Prompt:
     """A prompt for the schema of that name; the source of one without markup has no text.
 
-    `is_exact` is for `encode="exact"`; `repair` is None where the modules' own holds.
+    `is_exact` is for `encode="exact"`; `repair` is None where the modules' own holds; `max_kl` is
+    the mean KL, in nats, of the worst policy that may be used, None for any.
     """
 
     schema: str
     is_exact: bool
     repair: Repair | None
+    max_kl: float | None
     children: "tuple[PromptNode, ...]"
     source: Source
     location: Place

@@ -22,6 +22,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _POSITIVE = re.compile(r"[1-9][0-9]*")
 _MAX_NUMBER = 1_000_000
 
+_DECIMAL = re.compile(r"[0-9]{1,6}(\.[0-9]{1,12})?")
+
 _DURATION = re.compile(r"([1-9][0-9]{0,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -98,6 +100,16 @@ class AttributeReader:
         if len(value) > len(str(_MAX_NUMBER)) or int(value) > _MAX_NUMBER:
             raise self.error(attribute, f"`{attribute.name}` is more than {_MAX_NUMBER}")
         return int(value)
+
+    def decimal(self, key: str) -> float | None:
+        """A number from 0 on, such as `0.05`, None without the attribute."""
+        attribute = self.get(key)
+        if attribute is None:
+            return None
+        if not _DECIMAL.fullmatch(attribute.value):
+            message = f"`{key}` is not a number from 0 on"
+            raise self.error(attribute, message, 'write digits, such as "0.05"')
+        return float(attribute.value)
 
     def choice(self, key: str, values: Mapping[str, _Value]) -> _Value | None:
         """What `values` has for the attribute, None without the attribute."""

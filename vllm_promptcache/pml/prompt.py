@@ -29,7 +29,7 @@ class PromptBuilder:
     def prompt(self, root: Element) -> Prompt:
         """Builds the whole tree from a `<prompt>`."""
         attributes = AttributeReader(self.source, root)
-        attributes.allow_only(("schema", "encode", "repair"))
+        attributes.allow_only(("schema", "encode", "repair", "max-kl"))
         schema, children = attributes.name("schema"), self._children(root, in_role=False)
         if _is_empty(children):
             hint = "import a module or write some text"
@@ -38,6 +38,7 @@ class PromptBuilder:
             schema=schema,
             is_exact=attributes.choice("encode", {"exact": True}) or False,
             repair=attributes.repair("repair"),
+            max_kl=attributes.decimal("max-kl"),
             children=children,
             source=self.source,
             location=root.location,

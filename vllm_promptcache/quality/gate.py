@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from vllm_promptcache.layout.schema_layout import SchemaLayout
-from vllm_promptcache.policies import Policy
+from vllm_promptcache.policies import Policy, Repair
 from vllm_promptcache.quality.profile import Profile
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyGate:
-    """Holds schemas to a profile. It is asked when a schema is compiled, not for its prompts.
+    """Holds schemas to a profile, and prompts to the KL that they ask for.
 
-    A prompt that says another `repair` than its schema is not held to the profile.
+    Schemas are when they are compiled. A prompt that says another `repair` than its schema, and no
+    `max_kl`, is not held to the profile.
 
     Attributes:
         profile: What was measured of the model.
@@ -27,6 +28,18 @@ class PolicyGate:
         if layout.is_exact or not failed:
             return layout
         return replace(layout, is_exact=True, fallback="; ".join(map(self._reason, failed)))
+
+    def is_within(self, layout: SchemaLayout, repair: Repair | None, max_kl: float) -> bool:
+        """Whether all policies of a schema have a mean KL of at most `max_kl` nats.
+
+        Args:
+            layout: The schema.
+            repair: What a prompt says instead of its modules; None for theirs.
+            max_kl: What the prompt allows. What was not measured is not within it.
+        """
+        policies = (policy.changed(None, repair) for policy in layout.policies)
+        measured = map(self.profile.find, policies)
+        return all(found is not None and found.kl <= max_kl for found in measured)
 
     def _reason(self, policy: Policy) -> str:
         found, profile = self.profile.find(policy), self.profile
