@@ -99,6 +99,15 @@ class PromptModulesConfig:
     max_promoted_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the KV cache's blocks that modules of this kind may take together."""
 
+    cold: Literal["encode", "plain"] = "encode"
+    """What a prompt does with modules that are neither in the KV cache nor below it: it waits until
+    they are encoded, for others to read as well (`encode`), or computes them itself, as a plain
+    prefill does (`plain`)."""
+
+    encode_after: int = Field(default=2, ge=2)
+    """Where `cold` is `plain`: how many prompts must ask for a module before it is encoded, the
+    last one included."""
+
     prefetch: bool = False
     """When a prompt imports a module, bring others of its schema back from host memory or disk too,
     as far as there are blocks that hold nothing."""

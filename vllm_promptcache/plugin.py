@@ -31,6 +31,8 @@ _OPTIONS = {
     "prompt_modules_host_memory": "host_memory",
     "prompt_modules_dir": "dir",
     "prompt_modules_dir_size": "dir_size",
+    "prompt_modules_cold": "cold",
+    "prompt_modules_encode_after": "encode_after",
     "prompt_modules_promote_after": "promote_after",
     "prompt_modules_max_promoted_share": "max_promoted_share",
     "prompt_modules_prefetch": "prefetch",
@@ -41,6 +43,7 @@ _OPTIONS = {
 _METAVARS = {
     "schemas": "DIR",
     "dir": "DIR",
+    "encode_after": "N",
     "dir_size": "GIB",
     "host_memory": "GIB",
     "max_schemas": "N",

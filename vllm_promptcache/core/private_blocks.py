@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from vllm_promptcache.core.request import ModularRequest
+    from vllm_promptcache.sequence.block_table import BlockTable
 
 _ROOT = b"prompt-module-private"
 
@@ -33,6 +34,19 @@ def order_tokens(modular: ModularRequest) -> None:
 def hash_private_blocks(modular: ModularRequest) -> None:
     """Lets a request, and others after it, share private blocks; once its sequence is settled."""
     set_block_hasher(modular.request, PrivateBlockHasher(modular))
+
+
+def lay_out_anew(modular: ModularRequest, table: BlockTable) -> None:
+    """Lets a request that has not begun read something else than before; mutates it.
+
+    Args:
+        modular: The request; it may still have to be repaired.
+        table: How its sequence lies in its blocks from now on.
+    """
+    modular.table = table
+    order_tokens(modular)
+    if not modular.attended:
+        hash_private_blocks(modular)
 
 
 class PrivateBlockHasher:

@@ -9,6 +9,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_promptcache.core.adapters import Adapters, not_started
+from vllm_promptcache.core.admission.cold import ColdModules
 from vllm_promptcache.core.admission.encodes import Encodes
 from vllm_promptcache.core.admission.supply import ModuleSupply
 from vllm_promptcache.core.admission.waiting import WaitingRequests
@@ -67,6 +68,7 @@ class ModuleResidency:
         max_promoted_share: float = 0.25,
         verify: bool = False,
         max_rows: int | None = None,
+        encode_after: int = 1,
     ) -> None:
         self.store = ModuleStore(block_pool)
         num_usable = block_pool.num_gpu_blocks - 1  # one is vLLM's null block
@@ -94,8 +96,11 @@ class ModuleResidency:
         self.rejected: dict[str, str] = {}
         supply = ModuleSupply(self.store, self.pins, self.tiers, self.encodes, self.metrics)
         self._requests: dict[str, ModularRequest] = {}
+        self._cold = ColdModules(
+            self.store, self.tiers, self.encodes, self.probes, encode_after, max_rows
+        )
         self._waiting = WaitingRequests(
-            supply, self.probes, self.rejected, self._requests, block_size
+            supply, self.probes, self._cold, self.rejected, self._requests, block_size
         )
         self._ended_internal: set[str] = set()
         self._pool = block_pool
@@ -138,6 +143,7 @@ class ModuleResidency:
             return
         if modular is None:
             return
+        self._cold.asked(modular)
         order_tokens(modular)
         if not modular.attended:
             hash_private_blocks(modular)

@@ -73,6 +73,7 @@ class PromptModuleMixin(Scheduler):
             promote_after=config.promote_after,
             max_promoted_share=config.max_promoted_share,
             verify=config.verify,
+            encode_after=config.encode_after if config.cold == "plain" else 1,
         )
         self._attention = AttentionBudget(
             scheduling.max_num_seqs, self.residency.get, is_chunked=is_chunked

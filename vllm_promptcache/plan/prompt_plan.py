@@ -8,7 +8,7 @@ from operator import attrgetter
 
 import msgspec
 
-from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.parts import NewTokens, PlannedModule, repeated_tokens
@@ -99,6 +99,7 @@ def make_plan(
     *,
     block_size: int,
     chain: Chain | None = None,
+    is_warming: bool = False,
 ) -> PromptPlan:
     """Puts a plan together.
 
@@ -108,6 +109,7 @@ def make_plan(
         new: All tokens that are computed, at least one, in any order.
         block_size: Tokens in a KV cache block.
         chain: What may be promoted; see `PromptPlan.chain`.
+        is_warming: Whether it is only there to have its modules encoded.
     """
     modules = tuple(modules)
     reused = [planned for planned in modules if planned.reused]
@@ -125,6 +127,8 @@ def make_plan(
         relocations=tuple(p.layout.relocation for p in reused if p.layout.relocation is not None),
         siblings=layout.siblings,
         attended=attended if any(attended) else (),
+        has_root=bool(reused) and reused[0].layout.index == ROOT,
+        is_warming=is_warming,
     )
     token_ids = _token_ids(read)
     return PromptPlan(modules, ordered, block_size, token_ids, request, pack_plan(request), chain)

@@ -46,4 +46,5 @@ def _plan(layout: SchemaLayout, modules: list[PlannedModule], block_size: int) -
     *others, last = modules
     shortened = PlannedModule.first(last.layout, last.num_tokens - 1)
     new = shortened.computed_again()
-    return make_plan(layout, [*others, shortened], new, block_size=block_size)
+    modules = [*others, shortened]
+    return make_plan(layout, modules, new, block_size=block_size, is_warming=True)

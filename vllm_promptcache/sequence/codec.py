@@ -71,6 +71,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
         attended: For each span how much it adds to the number of tokens that are repaired by
             attention, see `core.repair`; 0 if none of its are; empty without.
+        has_root: Whether the first span is text that all prompts of the schema have.
+        is_warming: Whether it is only there to have its modules encoded.
     """
 
     schema: str
@@ -82,6 +84,8 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     relocations: tuple[Relocation, ...] = ()
     siblings: bytes = b""
     attended: tuple[int, ...] = ()
+    has_root: bool = False
+    is_warming: bool = False
 
     @property
     def sequence(self) -> SequencePlan:
@@ -152,6 +156,7 @@ def unpack_plan(data: object, *, num_prompt_tokens: int) -> Plan:
         _check_runs(span.positions)
         _require(count(span.positions) == span.num_module_tokens, "a module's tokens lack places")
     _check_names(plan)
+    _require(bool(plan.spans) or not plan.has_root, "a span is missing")
     if plan.attended:
         pairs = zip(plan.attended, plan.spans, strict=False)
         _require(len(plan.attended) == len(plan.spans), "a repaired span is missing")

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from vllm.v1.request import Request
 
 from vllm_promptcache.core.admission.admission import Admission
+from vllm_promptcache.core.admission.cold import ColdModules
 from vllm_promptcache.core.admission.demand import BlockDemand
 from vllm_promptcache.core.admission.supply import ModuleSupply
 from vllm_promptcache.core.admission.units import Near, Units
@@ -22,6 +23,7 @@ class WaitingRequests:
     Args:
         supply: Where missing modules come from.
         probes: The probes under way.
+        cold: Says which modules requests compute themselves.
         rejected: Request id -> why it cannot be served; filled here.
         requests: The state of all requests that read modules, by id.
         block_size: Tokens of a block.
@@ -31,6 +33,7 @@ class WaitingRequests:
         self,
         supply: ModuleSupply,
         probes: Probes,
+        cold: ColdModules,
         rejected: dict[str, str],
         requests: Mapping[str, ModularRequest],
         block_size: int,
@@ -39,6 +42,7 @@ class WaitingRequests:
         self._store = supply.store
         self._pins = supply.pins
         self._probes = probes
+        self._cold = cold
         self._rejected = rejected
         self._requests = requests
         self._block_size = block_size
@@ -178,7 +182,9 @@ class WaitingRequests:
     def _hold(self, near: Near) -> list[InternalRequest]:
         """Pins what is resident of a request and starts encodes of the rest, contexts first."""
         modular, new = near.modular, list[InternalRequest]()
-        for number, span in enumerate(near.spans):
+        left_out = self._cold.leave_out(modular)
+        spans = [span for span in near.spans if span.key not in left_out]
+        for number, span in enumerate(spans):
             key = modular.store_key(span.key)
             if self._store.pin(modular.request_id, key):
                 continue
@@ -186,7 +192,7 @@ class WaitingRequests:
             new += self._provide(modular, span.key, is_serial=near.is_serial)
             # What is relocated is here by now.
             if not self._store.pin(modular.request_id, key) and near.is_serial:
-                for later in near.spans[number + 1 :]:
+                for later in spans[number + 1 :]:
                     self._store.unpin(modular.request_id, modular.store_key(later.key))
                 break
         if {key for _, key in modular.span_keys()} <= self._store.held(modular.request_id):

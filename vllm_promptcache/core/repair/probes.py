@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from vllm_promptcache.core.private_blocks import hash_private_blocks, order_tokens
+from vllm_promptcache.core.private_blocks import lay_out_anew
 from vllm_promptcache.core.repair.attended import (
     Attention,
     Chosen,
@@ -119,6 +119,7 @@ class Probes:
     def _follow(
         self, asker: ModularRequest, table: BlockTable, span_numbers: list[int] | None = None
     ) -> None:
-        asker.table, asker.attended, asker.account.span_numbers = table, (), span_numbers
-        order_tokens(asker)
-        hash_private_blocks(asker)
+        if span_numbers is not None:
+            asker.account.still_reads(span_numbers)
+        asker.attended = ()
+        lay_out_anew(asker, table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 
@@ -22,6 +22,8 @@ class Account:
         has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it, by their keys in
             the store.
+        cold: The spans that it computes, since their modules were nowhere: tokens by number in the
+            plan.
     """
 
     schema: str = ""
@@ -31,3 +33,15 @@ class Account:
     is_promoted: bool = False
     has_waited: bool = False
     encoded_keys: set[bytes] = field(default_factory=set)
+    cold: dict[int, int] = field(default_factory=dict)
+
+    def computes(self, number: int, num_tokens: int) -> None:
+        """Takes note of a cold span, by its number among those that it reads so far."""
+        self.cold[self._in_plan(number)] = num_tokens
+
+    def still_reads(self, numbers: Collection[int]) -> None:
+        """Takes note of the spans that are left, by their numbers among those it reads so far."""
+        self.span_numbers = list(map(self._in_plan, numbers))
+
+    def _in_plan(self, number: int) -> int:
+        return number if self.span_numbers is None else self.span_numbers[number]

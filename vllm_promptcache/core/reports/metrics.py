@@ -79,6 +79,8 @@ class ModuleMetrics:
         # After a preemption, with what the request has generated so far.
         num_after_modules = modular.request.num_tokens - num_cached
         self._add("tokens_computed", num_after_modules - modular.num_private_hit_tokens)
+        if account.cold:
+            self._add("cold", len(account.cold))
         if account.is_promoted:
             self._add("promoted", 1)
         if account.has_waited:

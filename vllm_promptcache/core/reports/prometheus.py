@@ -21,6 +21,7 @@ COUNTERS = {
     "tokens_restored": ("tokens_restored", "Tokens of modules that came back from host memory."),
     "tokens_copied": ("tokens_copied", "Tokens of module tails that were copied."),
     "tokens_computed": ("tokens_computed", "New tokens of prompts that read modules."),
+    "cold": ("cold_modules", "Modules that prompts computed themselves: they were nowhere."),
     "promoted": ("promoted_requests", "Requests served exactly, by promoted modules."),
     "evictions": ("evictions", "Modules that lost a block to other requests or to a reset."),
 }

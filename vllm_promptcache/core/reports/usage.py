@@ -30,17 +30,18 @@ def uncount_encoded(modular: ModularRequest) -> None:
 
 
 def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
-    """The modules of a request whose client asked for them: path, tokens, hit or encoded."""
+    """The modules of a request whose client asked for them, in the order of its plan.
+
+    Path, tokens that it reads (that it computes, of a cold one), and `hit`, `encoded` or `cold`.
+    """
     account, paths = modular.account, modular.account.paths
     if paths is None:
         return None
-    if account.span_numbers is not None:
-        paths = [paths[number] for number in account.span_numbers]
+    numbers = range(len(paths)) if account.span_numbers is None else account.span_numbers
+    told = {number: (num_tokens, "cold") for number, num_tokens in account.cold.items()}
+    for number, (span, key) in zip(numbers, modular.span_keys(), strict=True):
+        told[number] = span.num_tokens, "encoded" if key in account.encoded_keys else "hit"
     return [
-        {
-            "path": path,
-            "tokens": span.num_tokens,
-            "status": "encoded" if key in account.encoded_keys else "hit",
-        }
-        for path, (span, key) in zip(paths, modular.span_keys(), strict=True)
+        {"path": paths[number], "tokens": num_tokens, "status": status}
+        for number, (num_tokens, status) in sorted(told.items())
     ]
