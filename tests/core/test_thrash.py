@@ -126,6 +126,15 @@ def test_with_chunks_aborts_repair_and_promotion(model: Path, kind: str) -> None
     assert clients.num_served + clients.num_aborted == NUM_REQUESTS
 
 
+@pytest.mark.parametrize("kind", ["fixed", "moved", "nested", "exact"])
+def test_where_prompts_compute_what_is_nowhere(model: Path, kind: str) -> None:
+    options = EVERYTHING | HOST_MEMORY | {"cold": "plain", "encode_after": 3}
+    clients = crowd(model, kind, modules=options, num_aborts=5, num_batched_tokens=256)
+    clients.run()
+    assert clients.reasons == []
+    assert clients.num_served + clients.num_aborted == NUM_REQUESTS
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_what_may_outgrow_the_cache_is_served(model: Path, policy: str) -> None:
     """With answers and the tails of modules, prompts take more blocks than there are."""

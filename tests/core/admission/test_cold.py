@@ -83,6 +83,18 @@ def test_the_first_prompt_computes_its_modules_and_the_second_has_them_encoded()
     assert keys(second) == [A.key, B.key]
 
 
+def test_it_is_counted_when_the_prompt_is_admitted() -> None:
+    engine = Engine()
+    modular = engine.add("1", A, B)
+    engine.prepare()
+    engine.residency.metrics.admitted(modular)
+    stats = engine.residency.metrics.take()
+    assert stats is not None
+    assert stats.data["cold"] == 2
+    assert stats.data["tokens_computed"] == 19
+    assert stats.data["misses"] == {"schema": 0}
+
+
 def test_how_many_prompts_have_to_ask_is_an_option() -> None:
     engine = Engine(encode_after=3)
     for number in range(2):
