@@ -67,6 +67,10 @@ class PromptModulesConfig:
     """File that `python -m vllm_promptcache.quality.calibrate` has written. It says `encode` and
     `repair`; schemas whose policy has not passed there are served as `exact`."""
 
+    primer: str | None = None
+    """File with the text that primed modules are encoded behind, where their schema has no
+    `<primer>`: at most 512 tokens, in place of a text that is made up."""
+
     max_schemas: int = Field(default=1000, ge=1)
     """How many schemas there may be before a server refuses to add one over HTTP."""
 

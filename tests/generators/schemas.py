@@ -233,5 +233,30 @@ FIXED_SCHEMAS = tuple(
             the sea.</module>It has an end too.</module>
           <union><module name="loan">Lent to <param name="who" len="4"/> in the summer.</module>
             <module name="lost">Lost in a train.</module></union>Which one?</user></schema>""",
+        # Primers of all kinds: other modules, their author's text, a made-up text in a form.
+        """<schema name="archive" layout="compact"><primer from="modules"/>Letters of two years."""
+        + "".join(
+            f"<module name='letter-{number}'>{random_text(Random(number), 20 * number)}.</module>"
+            for number in (1, 2, 3, 4)
+        )
+        + """<module name="replies">What was written back.
+          <primer>A reply of which nothing is known. It was short.</primer>
+          <module name="first">It came late and said no.</module>
+          <module name="second">It never came.</module></module>
+          <module name="notes">Notes."""
+        + "".join(
+            f"<module name='note-{number}'>Note {number}:\n{random_text(Random(number), 9)}"
+            "</module>"
+            for number in (1, 2, 3)
+        )
+        + "</module></schema>",
+        # The same where every module has its place.
+        """<schema name="ledger"><primer from="modules"/>"""
+        + "".join(
+            f"<module name='page-{number}'>{random_text(Random(number), 30)}. "
+            f"{random_text(Random(-number), 10)}.</module>"
+            for number in (1, 2, 3, 4)
+        )
+        + "</schema>",
     )
 )

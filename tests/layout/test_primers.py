@@ -6,7 +6,7 @@ from tests.layout.compiling import Compiler, by_path, positions
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.primer_text import PRIMER
-from vllm_promptcache.layout.tokenizer import MAX_PRIMER_LEN
+from vllm_promptcache.layout.primer_tokens import MAX_PRIMER_LEN, PrimerTokens
 
 PRIMED = 'encode="primed"'
 SENTENCES = [[101], [102], [103, 104]]
@@ -16,7 +16,7 @@ LENGTH = 4
 def compiled(children: str, attributes: str = PRIMED, **options: object) -> SchemaLayout:
     """Compiles a schema with a short primer."""
     compiler = Compiler()
-    compiler.tokenizer.primer = SENTENCES
+    compiler.tokenizer.primer = PrimerTokens.of(SENTENCES)
     return compiler.compile(children, attributes, **options)
 
 
@@ -81,7 +81,7 @@ def test_without_primed_modules_nothing_is_tokenised_for_them() -> None:
 def test_a_tokenizer_with_few_words_gets_a_part_of_the_primer() -> None:
     tokenizer = Compiler().tokenizer
     tokenizer.encode = lambda texts: [[0] * 100 for _ in texts]  # type: ignore[method-assign]
-    assert sum(map(len, tokenizer.primer)) == MAX_PRIMER_LEN // 100 * 100
+    assert tokenizer.primer.num_tokens == MAX_PRIMER_LEN // 100 * 100
 
 
 def test_a_module_may_say_it_for_itself() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from vllm_promptcache.pml import Location, Source
+from vllm_promptcache.pml import Location, Primer, Source
 
 # Set where a chat is planned; in what was parsed they say nothing.
 _UNWRITTEN = ("opens", "closes")
@@ -12,6 +12,8 @@ _UNWRITTEN = ("opens", "closes")
 def dump(node: Any, depth: int = 0) -> str:
     names = [field.name for field in fields(node) if field.name not in _UNWRITTEN]
     values = [(name, getattr(node, name)) for name in names]
+    # Most have none.
+    values = [(name, value) for name, value in values if (name, value) != ("primer", None)]
     scalars = [f"{name}={value!r}" for name, value in values if not _is_structure(value)]
     place = f"{node.location.line}:{node.location.column}"
     head = " ".join([f"{'  ' * depth}{type(node).__name__} {place}", *scalars])
@@ -20,7 +22,8 @@ def dump(node: Any, depth: int = 0) -> str:
 
 
 def _nodes(value: Any) -> list[Any]:
-    return [child for child in value if is_dataclass(child)] if isinstance(value, tuple) else []
+    values = value if isinstance(value, tuple) else (value,) if isinstance(value, Primer) else ()
+    return [child for child in values if is_dataclass(child)]
 
 
 def _is_structure(value: Any) -> bool:

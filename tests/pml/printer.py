@@ -8,6 +8,7 @@ from vllm_promptcache.pml import (
     Module,
     Param,
     Pin,
+    Primer,
     Prompt,
     PromptNode,
     Role,
@@ -30,7 +31,8 @@ def print_schema(schema: Schema) -> str:
         **_pin(schema.pin),
     }
     scaffolds = [_element("scaffold", {"modules": " ".join(s.paths)}) for s in schema.scaffolds]
-    return _element("schema", attributes, [*map(_node, schema.children), *scaffolds])
+    content = [*map(_node, schema.children), *_primer(schema.primer), *scaffolds]
+    return _element("schema", attributes, content)
 
 
 def print_prompt(prompt: Prompt) -> str:
@@ -54,7 +56,8 @@ def _node(node: SchemaNode | PromptNode) -> str:
             cache = str(node.cached).lower()
             attributes = {"name": node.name, "encode": node.encode, "cache": cache}
             attributes["repair"] = _repair(node.repair)
-            return _element("module", attributes | _pin(node.pin), map(_node, node.children))
+            content = [*_primer(node.primer), *map(_node, node.children)]
+            return _element("module", attributes | _pin(node.pin), content)
         case Union():
             return _element("union", {"default": node.default}, map(_node, node.members))
         case Role():
@@ -62,6 +65,14 @@ def _node(node: SchemaNode | PromptNode) -> str:
         case Import():
             arguments = {argument.name: argument.value for argument in node.arguments}
             return _element(node.name, dict(arguments), map(_node, node.children))
+
+
+def _primer(primer: Primer | None) -> list[str]:
+    if primer is None:
+        return []
+    if primer.text is None:
+        return [_element("primer", {"from": "modules"})]
+    return [_element("primer", {}, [_escape(primer.text)])]
 
 
 def _repair(repair: Repair | None) -> str | None:

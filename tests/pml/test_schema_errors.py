@@ -95,7 +95,7 @@ MODULES = {
     "nested-schema": (
         '▲<schema name="t"/>',
         "`<schema>` may not stand in `<schema>`",
-        f"`<schema>` may hold {BODY}, `<scaffold>`",
+        f"`<schema>` may hold {BODY}, `<primer>`, `<scaffold>`",
     ),
     "role-attribute": (
         '<user ▲name="me"/>',
@@ -293,12 +293,64 @@ ROLES_AND_SCAFFOLDS = {
     "inside-module": (
         '<module name="a">▲<scaffold modules="a a"/></module>',
         "`<scaffold>` may not stand in `<module>`",
-        f"`<module>` may hold {BODY}",
+        f"`<module>` may hold {BODY}, `<primer>`",
     ),
     "with-text": (
         '<scaffold modules="a b">▲text</scaffold>',
         "text inside `<scaffold>`",
         "`<scaffold>` may hold nothing",
+    ),
+}
+PRIMERS = {
+    "empty": (
+        "▲<primer> \n </primer>",
+        "a primer without text",
+        'write some, or `<primer from="modules"/>`',
+    ),
+    "unknown-origin": (
+        '<primer from="▲files"/>',
+        "`files` is no value of `from`",
+        "write `modules`",
+    ),
+    "unknown-attribute": (
+        '<primer ▲src="a.txt">text</primer>',
+        "`<primer>` has no attribute `src`",
+        "it takes `from`",
+    ),
+    "text-and-origin": (
+        '▲<primer from="modules">text</primer>',
+        "a primer with `from` may have no text of its own",
+        "leave out one of the two",
+    ),
+    "second": (
+        "<primer>one</primer>\n<module name='a'/>▲<primer>two</primer>",
+        "a second primer",
+        "leave one out; the first one is at 2:1",
+    ),
+    "second-in-module": (
+        "<module name='a'><primer>one</primer>▲<primer from='modules'/></module>",
+        "a second primer",
+        "leave one out; the first one is at 2:18",
+    ),
+    "with-module": (
+        '<primer>text ▲<module name="a"/></primer>',
+        "`<module>` may not stand in `<primer>`",
+        "`<primer>` may hold text",
+    ),
+    "in-role": (
+        "<user>▲<primer>text</primer></user>",
+        "`<primer>` may not stand in `<user>`",
+        f"`<user>` may hold {BODY}",
+    ),
+    "in-union": (
+        "<union>▲<primer>text</primer><module name='a'/></union>",
+        "`<primer>` may not stand in `<union>`",
+        "`<union>` may hold `<module>`",
+    ),
+    "name-of-a-module": (
+        '<module name="▲primer"/>',
+        "a module may not be named `primer`",
+        "`<primer>` has a meaning of its own; choose another name",
     ),
 }
 CONTENTS = {
@@ -307,6 +359,7 @@ CONTENTS = {
         "module": MODULES,
         "param": PARAMS,
         "union": UNIONS,
+        "primer": PRIMERS,
         "other": ROLES_AND_SCAFFOLDS,
     }.items()
     for name, case in cases.items()

@@ -9,7 +9,9 @@ from vllm_promptcache.pml import (
     Location,
     Module,
     Param,
+    Primer,
     Prompt,
+    Text,
     Union,
     modules_in_scope,
     own_params,
@@ -75,6 +77,20 @@ def test_scaffold_path_goes_through_roles_and_unions() -> None:
         '<scaffold modules="m\n m/a"/></schema>'
     )
     assert schema.scaffolds[0].paths == ("m", "m/a")
+
+
+def test_a_primer_is_no_content() -> None:
+    schema = parse_schema(
+        """<schema name='s'>a <primer>
+        One. &lt;Two&gt;
+        </primer> b<module name='m'>c<primer from='modules'/></module></schema>"""
+    )
+    assert schema.primer == Primer(" One. <Two> ", Location(1, 20))
+    one, two, module = schema.children
+    assert (one, two) == (Text("a ", Location(1, 18)), Text(" b", Location(3, 19)))
+    assert isinstance(module, Module)
+    assert module.children == (Text("c", Location(3, 37)),)
+    assert module.primer == Primer(None, Location(3, 38))
 
 
 def test_argument_is_verbatim_but_for_references() -> None:

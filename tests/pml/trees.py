@@ -12,6 +12,7 @@ from vllm_promptcache.pml import (
     Module,
     Param,
     Pin,
+    Primer,
     Prompt,
     PromptNode,
     Role,
@@ -35,6 +36,9 @@ VALUES = st.text(CHARACTERS, max_size=8)
 TEXTS = st.builds(Text, st.text(CHARACTERS, min_size=1, max_size=8), st.just(PLACE))
 ROLES = st.sampled_from(["system", "user", "assistant"])
 PINS = st.sampled_from([None, False, Pin(), Pin(90)])
+PRIMERS = st.none() | st.builds(
+    Primer, st.none() | st.text(CHARACTERS, max_size=8).map("n{}".format), st.just(PLACE)
+)
 POLICIES = st.sampled_from([None, "isolated", "anchored"])
 SCHEMA_POLICIES = st.sampled_from([None, "isolated", "anchored", "exact"])
 REPAIRS = st.sampled_from([None, Repair("none"), Repair("head", 16), Repair("query", 15)])
@@ -51,7 +55,7 @@ def schemas(draw: st.DrawFn) -> Schema:
     private = draw(st.booleans())
     order = draw(st.sampled_from(["prompt", "any"]))
     options = (draw(SCHEMA_POLICIES), draw(REPAIRS), layout, order, private, draw(PINS))
-    return Schema(draw(NAMES), children, *options, scaffolds, SOURCE, PLACE)
+    return Schema(draw(NAMES), children, *options, scaffolds, SOURCE, PLACE, draw(PRIMERS))
 
 
 @st.composite
@@ -72,7 +76,7 @@ def _schema_nodes(
     def module() -> Module:
         children = _schema_nodes(draw, names, depth - 1, in_module=True, in_role=in_role)
         options = (draw(POLICIES), draw(st.booleans()), draw(REPAIRS), draw(PINS))
-        return Module(next(names), children, *options, PLACE)
+        return Module(next(names), children, *options, PLACE, draw(PRIMERS))
 
     def node(kind: str) -> SchemaNode:
         match kind:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.reports.schema_series import schema_series
 from vllm_promptcache.entrypoints.plan_errors import count_plan_error
+from vllm_promptcache.entrypoints.primer_file import tokenizer_with_primer
 from vllm_promptcache.entrypoints.schema_files import read_schema
 from vllm_promptcache.entrypoints.schema_folder import SchemaFolder
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo, info_bytes
 from vllm_promptcache.errors import PlanError, PromptCacheError
-from vllm_promptcache.layout import LayoutTokenizer, SchemaLayout
+from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
@@ -65,13 +66,12 @@ class FrontEnd:
 
         Raises:
             PMLError: A file of the schema folder is no valid schema.
-            ClientError: The schema folder or the profile cannot be read, or the profile is that of
-                another model.
+            ClientError: The schema folder, the profile or the primer cannot be used.
         """
         config = PromptModulesConfig.of(vllm_config)
         profile = load_profile(vllm_config)
         compiler = SchemaCompiler(
-            LayoutTokenizer(tokenizer),
+            tokenizer_with_primer(tokenizer, config.primer),
             max_model_len=vllm_config.model_config.max_model_len,
             policy=config.policy if profile is None else profile.default,
             gate=None if profile is None else PolicyGate(profile),

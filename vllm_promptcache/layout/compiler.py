@@ -13,6 +13,8 @@ from vllm_promptcache.layout.keys import NO_TENANT, contexts_first, identify
 from vllm_promptcache.layout.module_layout import ContextSpan, ModuleLayout
 from vllm_promptcache.layout.placement import placement_of
 from vllm_promptcache.layout.primer import draft_primers
+from vllm_promptcache.layout.primer_source import primer_texts
+from vllm_promptcache.layout.primer_tokens import PrimerTokens
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.schema_placer import SchemaPlacer
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
@@ -40,8 +42,8 @@ def compile_schema(
         max_model_len: Positions the model has, None for no limit.
 
     Raises:
-        PMLError: The schema is too long, uses a role that the model does not have, or asks for
-            what does not go together.
+        PMLError: The schema or a primer of it is too long, it uses a role that the model does not
+            have, or asks for what does not go together.
         UnsupportedError: It uses roles, and the model's chat template cannot be taken apart.
     """
     has_roles = _check_roles(schema, tokenizer)
@@ -49,13 +51,14 @@ def compile_schema(
     is_exact = policy.encode == "exact"
     # Modules of an exact schema are only what its chains are made of.
     of_modules = policy.changed("isolated" if is_exact else None, None)
-    placer = _place(schema, tokenizer, of_modules, max_model_len)
+    texts = primer_texts(schema, tokenizer, of_modules)
+    placer = _place(schema, tokenizer, of_modules, texts, max_model_len)
     drafts, placement = placer.modules, placer.placement
     check_layout(schema, drafts, max_model_len=max_model_len)
-    primers = draft_primers(drafts, tokenizer, placement)
-    contexts = Contexts(drafts, primers, placement)
+    primers = draft_primers(drafts, texts, placement)
+    contexts = Contexts(drafts, primers.before, placement)
     salt = NO_TENANT if schema.private else b""
-    finished = _finish([*drafts, *primers.values()], contexts, salt)
+    finished = _finish([*drafts, *primers.drafts], contexts, salt)
     modules = finished[: len(drafts)]
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
@@ -86,6 +89,7 @@ def _place(
     schema: Schema,
     tokenizer: LayoutTokenizer,
     policy: Policy,
+    primers: Mapping[str, PrimerTokens],
     max_model_len: int | None,
 ) -> SchemaPlacer:
     first_role = next(roles_in(schema.children), None)
@@ -106,7 +110,8 @@ def _place(
     placement, pin = placement_of(schema), schema.pin or None
 
     def place(*, has_leads: bool) -> SchemaPlacer:
-        placer = SchemaPlacer(tokenizer, token_ids, placement, has_leads, policy, pin)
+        leads = primers if has_leads else {}
+        placer = SchemaPlacer(tokenizer, token_ids, placement, leads, policy, pin)
         placer.place(schema.children, start_ids=start_ids, start=start, preamble=preamble)
         return placer
 

@@ -17,7 +17,7 @@ class Contexts:
 
     Attributes:
         drafts: All modules, placed.
-        primers: Primers by the index of the module that they are in.
+        primers: Primers by the index of the module that they stand before.
         placement: How they were placed.
     """
 
@@ -41,7 +41,7 @@ class Contexts:
         self, draft: ModuleDraft, inner: ModuleDraft, around: ModuleDraft
     ) -> Iterator[ContextSpan]:
         """What a module around the one in question contributes, last part first."""
-        primer = self.primers.get(around.index)
+        primer = self.primers.get(inner.index)
         if draft.policy.encode == "primed" and primer is not None:
             room = self.placement.room_for_primer(around, inner)
             # Whole sentences: a module would take the rest of one for its own.

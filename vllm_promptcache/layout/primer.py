@@ -2,46 +2,65 @@
 
 A module that is encoded right behind a schema's first text comes out as the first document of a
 prompt, and a prompt of five such first documents is read badly. Behind some other text it comes out
-much as it would behind other modules, whatever these say (benchmarks/QUALITY.md).
+much as it would behind other modules, whatever these say (benchmarks/QUALITY.md). Which text that
+is, `layout.primer_source` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.placement import Placement
-from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.layout.primer_tokens import PrimerTokens
 from vllm_promptcache.policies import Policy
 
 PRIMER_NAME = "(primer)"
 """Last step of a primer's path. No module can have that name."""
 
 
+@dataclass(frozen=True, slots=True)
+class Primers:
+    """The primers of a schema.
+
+    Attributes:
+        drafts: All of them. Their own indexes follow those of the modules.
+        before: The one that stands in for modules before a module, by the index of that module.
+    """
+
+    drafts: Sequence[ModuleDraft]
+    before: Mapping[int, ModuleDraft]
+
+
 def draft_primers(
-    drafts: Sequence[ModuleDraft], tokenizer: LayoutTokenizer, placement: Placement
-) -> Mapping[int, ModuleDraft]:
-    """Drafts the primers of a schema: one behind the head of each module that has use for one.
+    drafts: Sequence[ModuleDraft], texts: Mapping[str, PrimerTokens], placement: Placement
+) -> Primers:
+    """Drafts the primers of a schema: behind the head of each module around one that is primed.
 
     Args:
         drafts: All modules, placed.
-        tokenizer: The model's tokenizer.
+        texts: What stands in for others before each module, by path.
         placement: How they were placed.
 
     Returns:
-        Primers by the index of the module that they are in, with as many sentences as any module
-        has room for. Their own indexes follow those of the modules.
+        One primer for each text in each module, with as many sentences as any module nested there
+        has room for.
     """
-    rooms: dict[int, int] = {}
+    rooms: dict[tuple[int, PrimerTokens], int] = {}
+    users: dict[int, tuple[int, PrimerTokens]] = {}
     for draft in drafts:
         for inner, around in path_to(draft, drafts) if draft.policy.encode == "primed" else ():
+            users[inner.index] = place = around.index, texts[inner.path]
             room = placement.room_for_primer(around, inner)
-            rooms[around.index] = max(room, rooms.get(around.index, 0))
-    parents = [drafts[index] for index, room in sorted(rooms.items()) if room]
-    return {
-        parent.index: _primer(parent, index, tokenizer.primer, rooms[parent.index])
-        for index, parent in enumerate(parents, start=len(drafts))
+            rooms[place] = max(room, rooms.get(place, 0))
+    places = sorted((place for place, room in rooms.items() if room), key=lambda place: place[0])
+    primers = {
+        place: _primer(drafts[place[0]], index, place[1], rooms[place])
+        for index, place in enumerate(places, start=len(drafts))
     }
+    before = {index: primers[place] for index, place in users.items() if place in primers}
+    return Primers(list(primers.values()), before)
 
 
 def path_to(
@@ -54,9 +73,7 @@ def path_to(
         draft = around
 
 
-def _primer(
-    parent: ModuleDraft, index: int, sentences: Iterable[Sequence[int]], room: int
-) -> ModuleDraft:
+def _primer(parent: ModuleDraft, index: int, text: PrimerTokens, room: int) -> ModuleDraft:
     primer = ModuleDraft(
         index=index,
         path=parent.path_of(PRIMER_NAME),
@@ -68,7 +85,7 @@ def _primer(
         end=parent.head,
         last_descendant=index,
     )
-    for token_ids in sentences:
+    for token_ids in text.sentences:
         if len(primer.kept_ids) + len(token_ids) > room:
             break
         primer.add_text(token_ids, primer.end)

@@ -1,41 +1,45 @@
 """The text of primers, see `layout.primer`."""
 
 PRIMER = (
-    "The Harlow Bridge is a stone bridge over the river Tann. ",
     (
-        "It was built between 1782 and 1791 after plans by the engineer Thomas Ardley, in place "
-        "of a wooden bridge that had been carried away by a flood. "
-    ),
-    "It has five arches and is 118 metres long. ",
-    (
-        "In 1924 the roadway was made wider, and since 1987 the bridge has been open to walkers "
-        "only. "
-    ),
-    "(Every spring, about 3,000 people take part in the race that begins there.)\n\n",
-    "Marta Lindqvist (12 March 1901 - 4 October 1978) was a botanist and teacher. ",
-    (
-        "She grew up on the coast, went to university in 1919, and was one of the first three "
-        "women who taught there. "
+        "The Treaty of Vasterholm was signed on 3 May 1648 by Duke Albrecht IV and the free "
+        "towns of the Lower Elmar."
     ),
     (
-        'Her best known work, "Plants of the Northern Shore", came out in 1936 and has been '
-        "printed eleven times. "
+        " It ended the Nine Winters' War, in which about 40,000 people had lost their lives, "
+        "and gave the towns the right to hold markets and to mint coins."
     ),
-    "From 1949 until 1966 she was head of the botanical garden. ",
-    "A street and two species of moss are named after her.\n\n",
-    '"The Long Field" is the second album by the band Grey Harbour. ',
+    " Both sides promised to pull down the forts along the border.",
+    " The treaty stayed in force until 1702, when the last duke died without an heir.\n\n",
+    "Northgate Instruments Ltd. is a maker of scales and clocks with its head office in Pellworth.",
     (
-        "It was recorded in four weeks in a barn near Oldham and was released on 9 September "
-        "1994 by Lantern Records. "
+        " The company was founded by the brothers Ian and Colin Mercer in 1887 and had 2,150 "
+        "employees in 2016."
     ),
-    'The single "Hold the Door" reached number 17 in the charts. ',
-    "Critics liked the songs better than the sound; the drummer left the band in the year after. ",
-    "The album was released again in 2011, with six songs more.\n\n",
-    "Lake Orrin lies 640 metres above the sea in the south of the Carran hills. ",
-    "It is 9 kilometres long, 1.4 kilometres wide at most, and up to 86 metres deep. ",
-    "Three streams flow into it, the largest of which is the Vell. ",
-    "The lake is frozen from December to March in most years. ",
-    "Trout and perch live in it; fishing is allowed from June on. ",
-    "The village of Senn, with 412 inhabitants in 2010, is the only one on its shore.\n\n",
+    " Its first electronic balance, the N-40, was sold in 31 countries from 1973 on.",
+    " In 2008 the watch division was sold to a Swiss group for 64 million pounds.",
+    " The present chief executive is Priya Anand.\n\n",
+    (
+        "The marsh warbler finch (Acrocalla palustris) is a small bird that breeds in reeds and "
+        "wet meadows of the eastern lowlands."
+    ),
+    (
+        " It is 11 to 13 cm long and weighs 14 grams on average; males have a yellow throat and "
+        "a black cap."
+    ),
+    " The female lays four or five eggs, which hatch after twelve days.",
+    " In winter the birds fly as far south as the Kerim delta.",
+    " There are thought to be 85,000 pairs, fewer than in 1990.\n\n",
+    (
+        "Daniel Okoro (born 22 August 1984) is a retired footballer who played as a goalkeeper "
+        "for Redmoor Town, Athletic Sable and the national team."
+    ),
+    " He made his debut in 2003 against Linden and kept a clean sheet in 127 of 341 league games.",
+    " At the cup final of 2010 he saved two penalties, and the team won 4-3.",
+    " Since 2019 he has been a coach of the under-21 side.",
+    ' His autobiography is called "Last Line".\n\n',
 )
-"""Sentences that are made up, so that they say nothing, of the kind that prompts are full of."""
+"""Sentences of articles that are made up, so that they say nothing, of the kind prompts hold."""
+
+TITLES = ("Treaty of Vasterholm", "Northgate Instruments", "Marsh warbler finch", "Daniel Okoro")
+"""Of each article: what ends with an empty line."""

@@ -10,6 +10,7 @@ from vllm_promptcache.layout.drafts import ModuleDraft
 from vllm_promptcache.layout.module_layout import ParameterSlot, RoleMark
 from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.placement import Placement
+from vllm_promptcache.layout.primer_tokens import PrimerTokens
 from vllm_promptcache.layout.schema_layout import UnionLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import Module, Param, Pin, SchemaNode, Union
@@ -24,7 +25,7 @@ class SchemaPlacer:
         tokenizer: Knows the chat roles and the placeholder token.
         token_ids: Tokens of the preamble and of every text in `texts_in`.
         placement: How modules lie in each other.
-        has_leads: Whether there are positions for a primer before each primed module.
+        leads: Primers that have positions before each primed module, by path.
         default_policy: Policy of modules that do not say their own.
         default_pin: Pin of modules that do not say their own.
         modules: Filled by `place`, in document order, the root first.
@@ -35,7 +36,7 @@ class SchemaPlacer:
     tokenizer: LayoutTokenizer
     token_ids: Mapping[PlacedText, list[int]]
     placement: Placement
-    has_leads: bool
+    leads: Mapping[str, PrimerTokens]
     default_policy: Policy
     default_pin: Pin | None
     modules: list[ModuleDraft] = field(default_factory=list)
@@ -120,11 +121,12 @@ class SchemaPlacer:
     def _module(self, parent: ModuleDraft, module: Module, union: int | None) -> None:
         index = parent.children[module.name] = len(self.modules)
         policy = self.default_policy.changed(module.encode, module.repair)
-        if policy.encode == "primed" and self.has_leads:
-            self.cursor += sum(map(len, self.tokenizer.primer))
+        path = parent.path_of(module.name)
+        if policy.encode == "primed" and path in self.leads:
+            self.cursor += self.leads[path].num_tokens
         draft = ModuleDraft(
             index=index,
-            path=parent.path_of(module.name),
+            path=path,
             parent=parent.index,
             union=union,
             start=self.cursor,

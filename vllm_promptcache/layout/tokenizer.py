@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property, partial
-from itertools import accumulate
 from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.piecewise import Piecewise, PlacedText
 from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.primer_tokens import MAX_PRIMER_LEN, PrimerTokens, sentences_of
 from vllm_promptcache.layout.probes import find_piecewise
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.template_roles import TemplateRoles
-
-# Most tokenizers need fewer tokens for a primer, but one that knows hardly any words may not.
-MAX_PRIMER_LEN = 512
 
 
 class HFTokenizer(Protocol):
@@ -52,10 +49,12 @@ class LayoutTokenizer:
 
     Args:
         tokenizer: A Hugging Face tokenizer, fast or slow, or one of vLLM's own.
+        primer: Text of primers, in place of one that is made up.
     """
 
-    def __init__(self, tokenizer: HFTokenizer) -> None:
+    def __init__(self, tokenizer: HFTokenizer, primer: str | None = None) -> None:
         self._tokenizer = tokenizer
+        self.primer_text = primer
         self._roles: ChatRoles | None = None
         self._now: LayoutTokenizer | None = None
         self._is_chat = False
@@ -150,11 +149,11 @@ class LayoutTokenizer:
         return space[0]
 
     @cached_property
-    def primer(self) -> list[list[int]]:
-        """Tokens of each sentence of the primer, as far as there are not too many."""
-        sentences = self.encode(PRIMER)
-        ends = accumulate(map(len, sentences))
-        return [s for s, end in zip(sentences, ends, strict=True) if end <= MAX_PRIMER_LEN]
+    def primer(self) -> PrimerTokens:
+        """The text of primers where a schema says no other."""
+        if self.primer_text is not None:
+            return PrimerTokens.of(self.encode(sentences_of(self.primer_text)))
+        return PrimerTokens.of(self.encode(PRIMER)).within(MAX_PRIMER_LEN)
 
     @cached_property
     def start_ids(self) -> list[int]:

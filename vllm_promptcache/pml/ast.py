@@ -11,7 +11,7 @@ OrderName: TypeAlias = Literal["prompt", "any"]
 RoleName: TypeAlias = Literal["system", "user", "assistant"]
 
 RESERVED_NAMES = frozenset(get_args(RoleName)) | frozenset(
-    ("prompt", "schema", "module", "union", "param", "parameter", "scaffold")
+    ("prompt", "schema", "module", "union", "param", "parameter", "scaffold", "primer")
 )
 """Elements of PML; a module may not have such a name, since an import is an element of its name."""
 
@@ -84,11 +84,19 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Primer:
+    """What modules are encoded behind in place of others; `text` is None for text of the others."""
+
+    text: str | None
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
 class Module:
     """A named piece of prompt.
 
     `cached` is false for `cache="false"`; `pin` is False for `pin="false"` and None where the
-    schema's holds, as `repair` is.
+    schema's holds, as `repair` is. `primer` is for the modules nested in it, None if it says none.
     """
 
     name: str
@@ -98,6 +106,7 @@ class Module:
     repair: Repair | None
     pin: Pin | Literal[False] | None
     location: Location
+    primer: Primer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +143,10 @@ class Scaffold:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A schema document; `encode`, `repair` and `pin` are those of modules that say none."""
+    """A schema document; `encode`, `repair` and `pin` are those of modules that say none.
+
+    `primer` is for the modules that are nested in no other one, None if it says none.
+    """
 
     name: str
     children: "tuple[SchemaNode, ...]"
@@ -147,6 +159,7 @@ class Schema:
     scaffolds: tuple[Scaffold, ...]
     source: Source
     location: Location
+    primer: Primer | None = None
 
 
 @dataclass(frozen=True, slots=True)

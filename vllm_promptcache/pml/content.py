@@ -13,15 +13,16 @@ ROLES: Mapping[str, RoleName] = {role: role for role in get_args(RoleName)}
 
 _BODY = ("module", "union", "param", "parameter", *ROLES)
 _CONTENT: Mapping[str, tuple[str, ...]] = {
-    "schema": (*_BODY, "scaffold"),
-    "module": _BODY,
+    "schema": (*_BODY, "primer", "scaffold"),
+    "module": (*_BODY, "primer"),
     "union": ("module",),
     "param": (),
     "parameter": (),
     "scaffold": (),
+    "primer": (),
     **dict.fromkeys(ROLES, _BODY),
 }
-_HOLDS_TEXT = frozenset(("schema", "module", *ROLES))
+_HOLDS_TEXT = frozenset(("schema", "module", "primer", *ROLES))
 
 
 def checked_children(source: Source, element: Element) -> tuple[Element | Text, ...]:
@@ -57,5 +58,6 @@ def _misplaced(source: Source, child: Element, parent: Element) -> PMLError:
 
 
 def _allowed_hint(parent: Element) -> str:
-    allowed = ", ".join(f"`<{name}>`" for name in _CONTENT[parent.name])
+    text = ("text",) if parent.name == "primer" else ()
+    allowed = ", ".join((*text, *(f"`<{name}>`" for name in _CONTENT[parent.name])))
     return f"`<{parent.name}>` may hold {allowed or 'nothing'}"

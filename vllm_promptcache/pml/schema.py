@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeGuard, get_args
+from typing import Literal, get_args
 
 from vllm_promptcache.pml.ast import (
     RESERVED_NAMES,
@@ -11,6 +11,7 @@ from vllm_promptcache.pml.ast import (
     OrderName,
     Param,
     Pin,
+    Primer,
     Role,
     Scaffold,
     Schema,
@@ -32,6 +33,7 @@ _ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES}
 _MODULE_ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES if name != "exact"}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
 _ORDER: Mapping[str, OrderName] = {order: order for order in get_args(OrderName)}
+_PRIMER_FROM: Mapping[str, Literal["modules"]] = {"modules": "modules"}
 _SCHEMA_ATTRIBUTES = ("name", "encode", "repair", "layout", "order", "private", "pin", "ttl")
 _MODULE_ATTRIBUTES = ("name", "encode", "repair", "src", "cache", "pin", "ttl")
 _PARAM_ATTRIBUTES = ("name", "len", "placeholder", "length", "scaffold")
@@ -56,14 +58,15 @@ class SchemaBuilder:
             order=attributes.choice("order", _ORDER) or "prompt",
             private=attributes.boolean("private", default=False),
             pin=_pin(attributes),
-            scaffolds=tuple(map(self._scaffold, filter(_is_scaffold, root.children))),
+            scaffolds=tuple(map(self._scaffold, _named("scaffold", root))),
             source=self.source,
             location=root.location,
+            primer=self._primer(root),
         )
 
     def _children(self, element: Element) -> tuple[SchemaNode, ...]:
         children = checked_children(self.source, element)
-        return tuple(self._node(child) for child in children if not _is_scaffold(child))
+        return tuple(self._node(child) for child in children if not _is_apart(child))
 
     def _node(self, node: Element | Text) -> SchemaNode:
         if isinstance(node, Text):
@@ -94,6 +97,7 @@ class SchemaBuilder:
             repair=attributes.repair("repair"),
             pin=_pin(attributes),
             location=element.location,
+            primer=self._primer(element),
         )
 
     def _file(self, src: Attribute, element: Element) -> Iterator[Text]:
@@ -142,6 +146,28 @@ class SchemaBuilder:
         paths = tuple(attributes.require("modules").value.split())
         return Scaffold(paths, element.location)
 
+    def _primer(self, parent: Element) -> Primer | None:
+        """The primer of the modules in an element, if it has one."""
+        primers = list(_named("primer", parent))
+        if len(primers) > 1:
+            first, second = primers[0].location, primers[1].location
+            message, hint = "a second primer", f"leave one out; the first one is at {first}"
+            raise pml_error(self.source, second, message, hint)
+        return self._read_primer(primers[0]) if primers else None
+
+    def _read_primer(self, element: Element) -> Primer:
+        attributes = self._attributes(element, "from")
+        origin = attributes.choice("from", _PRIMER_FROM)
+        children = checked_children(self.source, element)
+        text = "".join(child.text for child in children if isinstance(child, Text))
+        if origin and text:
+            message = "a primer with `from` may have no text of its own"
+            raise pml_error(self.source, element.location, message, "leave out one of the two")
+        if not origin and not text.strip():
+            message, hint = "a primer without text", 'write some, or `<primer from="modules"/>`'
+            raise pml_error(self.source, element.location, message, hint)
+        return Primer(None if origin else text, element.location)
+
     def _attributes(self, element: Element, *known: str) -> AttributeReader:
         attributes = AttributeReader(self.source, element)
         attributes.allow_only(known)
@@ -156,5 +182,11 @@ def _pin(attributes: AttributeReader) -> Pin | Literal[False] | None:
     return Pin(ttl_s) if pinned else pinned
 
 
-def _is_scaffold(node: Element | Text) -> TypeGuard[Element]:
-    return isinstance(node, Element) and node.name == "scaffold"
+def _named(name: str, parent: Element) -> Iterator[Element]:
+    """Children of an element that are elements of that name."""
+    return (child for child in parent.children if isinstance(child, Element) and child.name == name)
+
+
+def _is_apart(node: Element | Text) -> bool:
+    """Whether a child of a schema's element is about its modules, and none of its content."""
+    return isinstance(node, Element) and node.name in ("primer", "scaffold")
