@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.reuse_attention import GroupedAttention, visible
 from benchmarks.reuse_prompt import NEUTRAL, STOP, Prompt, tokenize
-from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.primer_form import made_up
 
 NUM_SINK_TOKENS = 4
 
@@ -27,7 +27,7 @@ class Reader:
         AttentionInterface.register("grouped", self.attention)
         self.model.set_attn_implementation("grouped")
         self.neutral = tokenize(self.tokenizer, NEUTRAL)
-        self.primer = [tokenize(self.tokenizer, sentence) for sentence in PRIMER]
+        self.primer = [tokenize(self.tokenizer, sentence) for sentence in made_up(None)]
 
     def forward(
         self,

@@ -84,7 +84,7 @@ class Policy:
 
 
 DEFAULT_POLICY = Policy("primed")
-"""What holds where neither user nor schema says anything: no token of a module is computed again."""
+"""What holds where neither user nor schema says anything: nothing of a module is computed again."""
 
 EXACT = Policy("exact")
 

@@ -10,7 +10,7 @@ from tests.layout.compiling import Compiler, by_path
 from tests.layout.word_tokenizer import WordTokenizer
 from vllm_promptcache.entrypoints.primer_file import tokenizer_with_primer
 from vllm_promptcache.errors import ClientError
-from vllm_promptcache.layout.primer_text import TITLES
+from vllm_promptcache.layout.primer_text import ARTICLES
 
 NUMBERED = "<module name='a'>Document 1:\nx</module><module name='b'>Document 2:\ny</module>"
 
@@ -36,7 +36,7 @@ def test_the_text_of_the_file_is_the_primer(tmp_path: Path) -> None:
 
 
 def test_without_a_file_it_is_made_up() -> None:
-    assert primer_of(None).startswith(f"Document 0 : {TITLES[0]} ")
+    assert primer_of(None).startswith(f"Document 1 : {ARTICLES[0].title} ")
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_promptcache.layout.primer_form import Form, forms
-from vllm_promptcache.layout.primer_text import PRIMER, TITLES
+from vllm_promptcache.layout.primer_form import Form, forms, made_up
+from vllm_promptcache.layout.primer_text import ARTICLES
 from vllm_promptcache.pml import Location, Module, Text
 
 END = "\n\n"
@@ -37,8 +37,8 @@ def found(*texts: str) -> list[Form | None]:
             [" Document 1: Sea\n\nIt is wide. ", " Document 2: A river\n\nIt is long. "],
             Form(" Document 0: ", "\n\n", " "),
         ),
-        "brackets": (["[1] One.\n", "[2] Two.\n", "[10] Ten.\n"], Form("[0] ", None, "\n")),
-        "list": (["1. One.", "2. Two."], Form("0. ", None, "")),
+        "brackets": (["[1] One.\n", "[2] Two.\n", "[10] Ten.\n"], Form("[0] ", "\n", "\n")),
+        "list": (["1. One.", "2. Two."], Form("0. ", "\n", "")),
         "sections": (
             ["## 3.1: Sea\nIt is\n", "## 3.2: A river\nIt is\n"],
             Form("## 0: ", "\n", "\n"),
@@ -54,9 +54,9 @@ def found(*texts: str) -> list[Form | None]:
         "label": (["Title: Sea\nIt.\n", "Title: A river\nIt.\n"], Form("Title: ", "\n", "\n")),
         "some-titles": (
             ["Source 1: Sea\nIt is wide.\n", "Source 2: It is long.\n"],
-            Form("Source 0: ", None, "\n"),
+            Form("Source 0: ", "\n", "\n"),
         ),
-        "ends-differ": (["[1] One.\n", "[2] Two."], Form("[0] ", None, END)),
+        "ends-differ": (["[1] One.\n", "[2] Two."], Form("[0] ", "\n", END)),
     }.values(),
 )
 def test_what_modules_have_in_common(texts: list[str], form: Form) -> None:
@@ -92,21 +92,20 @@ def test_nothing_is_taken_but_the_heading() -> None:
     texts = [f"Document {number}:\nSecret {number}\nThe secret text.\n\n" for number in (7, 8)]
     (form, _) = found(*texts)
     assert form is not None
-    written = "".join(form.write())
+    written = "".join(made_up(form))
     assert "ecret" not in written
     assert "7" not in form.heading + form.end
 
 
-def test_the_text_in_a_form_is_the_text_with_headings() -> None:
-    plain = "".join(PRIMER)
-    written = "".join(Form("# 0\n", None, END).write())
-    assert written.replace("# 0\n", "") == plain
-    titled = list(Form("Document 0:\n", "\n", "</doc>").write())
-    assert len(titled) == len(PRIMER)
-    starts = [sentence for sentence in titled if sentence.startswith("Document 0:\n")]
-    assert [start.split("\n")[1] for start in starts] == list(TITLES)
-    assert "".join(titled).count("</doc>") == len(TITLES)
-    assert titled[-1].endswith('"Last Line".</doc>')
+def test_the_text_in_a_form_is_the_text_with_headings_and_titles() -> None:
+    plain, form = list(made_up(None)), Form("Document 0:\n", "\n", "</doc>")
+    assert "".join(plain) == "".join(f"{article.text}\n\n" for article in ARTICLES)
+    in_form = list(made_up(form))
+    assert len(in_form) == len(plain)
+    assert "".join(in_form) == "".join(
+        f"Document {number}:\n{article.title}\n{article.text}</doc>"
+        for number, article in enumerate(ARTICLES, start=1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.layout.compiling import Compiler, by_path
-from vllm_promptcache.layout import ModuleLayout, SchemaLayout
-from vllm_promptcache.layout.primer_text import PRIMER, TITLES
+from vllm_promptcache.layout import ModuleLayout, SchemaLayout, primer_form
 from vllm_promptcache.layout.primer_tokens import sentences_of
 
 COMPACT = 'encode="primed" layout="compact"'
@@ -40,7 +39,8 @@ def modules(*texts: str) -> str:
 
 
 def made_up(schema: Schema) -> str:
-    return " ".join(schema.compiler.words.text(schema.compiler.words.ids(s)) for s in PRIMER)
+    words = schema.compiler.words
+    return " ".join(words.text(words.ids(sentence)) for sentence in primer_form.made_up(None))
 
 
 def test_a_primer_is_what_its_author_wrote() -> None:
@@ -125,7 +125,9 @@ def test_the_made_up_text_has_the_form_of_the_modules() -> None:
         modules("Be brief.", "Document 1:\nSea\nIt is.\n\n", "Document 2:\nAir\nIt is.\n\n")
     )
     assert schema.primer("m0") == made_up(schema)
-    assert schema.primer("m1").startswith(f"Document 0 : {TITLES[0]} The {TITLES[0]} was signed")
+    assert schema.primer("m1").startswith(
+        "Document 1 : Treaty of Vasterholm The Treaty of Vasterholm was"
+    )
     assert schema.primer("m1") == schema.primer("m2")
     assert len(schema.layout.primers) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.layout.compiling import Compiler, by_path, positions
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.layout.keys import salted
-from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.primer_form import made_up
 from vllm_promptcache.layout.primer_tokens import MAX_PRIMER_LEN, PrimerTokens
 
 PRIMED = 'encode="primed"'
@@ -75,7 +75,7 @@ def test_without_primed_modules_nothing_is_tokenised_for_them() -> None:
     compiler = Compiler()
     children = "<module name='a'>1</module><module name='b'>2</module>"
     assert compiler.compile(children, 'encode="anchored"').primers == ()
-    assert not any(set(PRIMER) & set(texts) for texts in compiler.words.calls)
+    assert not any(set(made_up(None)) & set(texts) for texts in compiler.words.calls)
 
 
 def test_a_tokenizer_with_few_words_gets_a_part_of_the_primer() -> None:

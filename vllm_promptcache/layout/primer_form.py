@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_promptcache.layout.primer_text import PRIMER, TITLES
+from vllm_promptcache.layout.primer_text import ARTICLES
+from vllm_promptcache.layout.primer_tokens import sentences_of
 from vllm_promptcache.pml.ast import Module, Role, SchemaNode, Text
 
 # Characters of a text that are looked at, at either end.
@@ -28,7 +29,7 @@ _NUMBERED = re.compile(
 _LABEL = re.compile(r"\s*+(?:#{1,6} |[^\W\d_]{1,20}+:[ \n]\s*+)")
 _TITLE = re.compile(r"[^\n]{0,79}[^\n.!?;,](?P<break>\n{1,2})(?=\S)")
 _END = re.compile(r"(?:</[\w-]{1,40}+>)?\s*\Z")
-_ARTICLE_END = "\n\n"
+_TITLE_END, _ARTICLE_END = "\n", "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +37,28 @@ class Form:
     """How documents begin and end.
 
     Attributes:
-        heading: Their heading; its number is 0, which no document is likely to have.
-        title_end: What stands between a document's title and its text, None where there is none.
-            A heading that is a line has a title behind it in any case.
+        heading: Their heading; its number, if it has one, is 0.
+        title_end: What stands between a document's title and its text.
         end: What stands behind its text.
     """
 
     heading: str
-    title_end: str | None
+    title_end: str
     end: str
 
-    def write(self) -> Iterator[str]:
-        """Sentences of the made-up text, written in this form."""
-        titles = iter(TITLES)
-        for sentence in PRIMER:
-            # A heading alone would be one for the module that comes next.
-            start = "" if sentence.startswith(" ") else self._start(next(titles))
-            is_last = sentence.endswith(_ARTICLE_END)
-            yield start + (sentence.removesuffix(_ARTICLE_END) + self.end if is_last else sentence)
+    def start(self, number: int, title: str) -> str:
+        """What a document has before its text."""
+        return self.heading.replace("0", str(number), 1) + title + self.title_end
 
-    def _start(self, title: str) -> str:
-        return self.heading if self.title_end is None else self.heading + title + self.title_end
+
+def made_up(form: Form | None) -> Iterator[str]:
+    """Sentences of the made-up text, in the form of documents if they have one."""
+    for number, article in enumerate(ARTICLES, start=1):
+        first, *others = sentences_of(article.text)
+        # A heading alone would be one for the module that comes next.
+        yield first if form is None else form.start(number, article.title) + first
+        yield from others[:-1]
+        yield others[-1] + (_ARTICLE_END if form is None else form.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +103,11 @@ def _form(alike: Sequence[_Ends]) -> Form | None:
     has_titles = None not in breaks
     if len(alike) < 2 or (len(numbers) < 2 if None not in numbers else not has_titles):
         return None
+    # Documents without a title are none the worse for one.
+    title_end = breaks.pop() if len(breaks) == 1 else None
     ends = {found.end for found in alike}
-    title_end = _title_end(alike[0].heading, breaks)
-    return Form(alike[0].heading, title_end, ends.pop() if len(ends) == 1 else _ARTICLE_END)
-
-
-def _title_end(heading: str, breaks: Collection[str | None]) -> str | None:
-    if None not in breaks:
-        return "\n" if len(breaks) > 1 else next(iter(breaks))
-    # So it was measured, also where documents have no titles (benchmarks/QUALITY.md).
-    return "\n" if heading.endswith("\n") else None
+    end = ends.pop() if len(ends) == 1 else _ARTICLE_END
+    return Form(alike[0].heading, title_end or _TITLE_END, end)
 
 
 def _ends(module: Module) -> _Ends | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllm_promptcache.layout.primer_form import Form, forms, own_texts
+from vllm_promptcache.layout.primer_form import Form, forms, made_up, own_texts
 from vllm_promptcache.layout.primer_tokens import MAX_PRIMER_LEN, PrimerTokens, sentences_of
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import Module, Primer, Schema, SchemaNode, Source, modules_in_scope
@@ -95,7 +95,7 @@ class _Writer:
         if form not in self.forms:
             if len(self.forms) == _MAX_FORMS:
                 return self.tokenizer.primer
-            self.forms[form] = self._tokens(list(form.write())).within(MAX_PRIMER_LEN)
+            self.forms[form] = self._tokens(list(made_up(form))).within(MAX_PRIMER_LEN)
         return self.forms[form]
 
     def _of_siblings(self, modules: Sequence[Module]) -> dict[str, PrimerTokens]:

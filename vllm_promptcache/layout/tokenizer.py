@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.layout.piecewise import Piecewise, PlacedText
-from vllm_promptcache.layout.primer_text import PRIMER
+from vllm_promptcache.layout.primer_form import made_up
 from vllm_promptcache.layout.primer_tokens import MAX_PRIMER_LEN, PrimerTokens, sentences_of
 from vllm_promptcache.layout.probes import find_piecewise
 from vllm_promptcache.layout.roles import ChatRoles
@@ -153,7 +153,7 @@ class LayoutTokenizer:
         """The text of primers where a schema says no other."""
         if self.primer_text is not None:
             return PrimerTokens.of(self.encode(sentences_of(self.primer_text)))
-        return PrimerTokens.of(self.encode(PRIMER)).within(MAX_PRIMER_LEN)
+        return PrimerTokens.of(self.encode(list(made_up(None)))).within(MAX_PRIMER_LEN)
 
     @cached_property
     def start_ids(self) -> list[int]:
