@@ -94,6 +94,6 @@ def test_a_model_without_config_is_an_error(tmp_path: Path) -> None:
 def test_a_profile_stands_for_encode_and_repair() -> None:
     default = PromptModulesConfig().repair
     assert PromptModulesConfig.parse({"profile": "p.json", "repair": default}).profile == "p.json"
-    for option in ({"encode": "isolated"}, {"repair": "none"}):
+    for option in ({"encode": "isolated"}, {"repair": "head:16"}):
         with pytest.raises(UnsupportedError, match=r"'profile': .*so leave these out"):
             PromptModulesConfig.parse({"profile": "p.json", **option})
