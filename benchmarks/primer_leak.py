@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from benchmarks.engines import inspected_engine
@@ -33,7 +33,14 @@ from vllm_promptcache.quality.evaluate.metrics import subspan_match
 INSTRUCTION = "Answer the question from the documents below, with one name only."
 OTHERS = '<primer from="modules"/>'
 MAX_TOKENS = 12
-IMPORTED = (0, 2, 4)
+IMPORTED, ALL = (0, 2, 4), range(6)
+# Which schema is asked, what is imported, and whether modules are reused.
+WAYS: dict[str, tuple[str, Sequence[int], bool]] = {
+    "plain": ("primed", IMPORTED, False),
+    "primed": ("primed", IMPORTED, True),
+    "modules": ("modules", IMPORTED, True),
+    "imported": ("primed", ALL, False),
+}
 
 _STARTS = (
     "Bar",
@@ -136,30 +143,25 @@ class Outcome:
 
 
 def run(model: str, cases: Sequence[Case]) -> dict[str, Outcome]:
-    """Serves the prompts in all ways, one request at a time."""
+    """Serves the prompts in all ways, those of one way together."""
     llm = inspected_engine(model, kv_cache_memory_bytes=1 << 30, max_model_len=2048)
     for number, case in enumerate(cases):
         llm.add_schema(case.schema(f"primed-{number}", ""))
         llm.add_schema(case.schema(f"modules-{number}", OTHERS))
-    ways: dict[str, Callable[[int, Case], str]] = {
-        "plain": lambda n, case: _ask(llm, case.prompt(f"primed-{n}", IMPORTED), reuse=False),
-        "primed": lambda n, case: _ask(llm, case.prompt(f"primed-{n}", IMPORTED)),
-        "modules": lambda n, case: _ask(llm, case.prompt(f"modules-{n}", IMPORTED)),
-        "imported": lambda n, case: _ask(llm, case.prompt(f"primed-{n}", range(6)), reuse=False),
-    }
-    answers = {
-        name: tuple(ask(n, case) for n, case in enumerate(track(cases, name)))
-        for name, ask in ways.items()
-    }
-    return {name: _outcome(cases, given) for name, given in answers.items()}
+    outcomes = {}
+    for way, (schema, imported, reuse) in WAYS.items():
+        prompts = [case.prompt(f"{schema}-{n}", imported) for n, case in enumerate(cases)]
+        outcomes[way] = _outcome(cases, _answers(llm, prompts, reuse=reuse))
+        print(f"{way}: {outcomes[way].num_false} false", file=sys.stderr)
+    return outcomes
 
 
-def _ask(llm: Any, prompt: str, *, reuse: bool = True) -> str:
+def _answers(llm: Any, prompts: list[str], *, reuse: bool) -> tuple[str, ...]:
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
-    (output,) = llm.generate(prompt, params, reuse=reuse, use_tqdm=False)
-    return str(output.outputs[0].text)
+    outputs = llm.generate(prompts, params, reuse=reuse, use_tqdm=False)
+    return tuple(output.outputs[0].text for output in outputs)
 
 
 def _outcome(cases: Sequence[Case], answers: tuple[str, ...]) -> Outcome:
