@@ -42,21 +42,7 @@ WAYS: dict[str, tuple[str, Sequence[int], bool]] = {
     "imported": ("primed", ALL, False),
 }
 
-_STARTS = (
-    "Bar",
-    "Cal",
-    "Dor",
-    "Fen",
-    "Gar",
-    "Hol",
-    "Kel",
-    "Mar",
-    "Nor",
-    "Pel",
-    "Ros",
-    "Tam",
-    "Wes",
-)
+_STARTS = ("Bar", "Cal", "Dor", "Fen", "Gar", "Hol", "Kel", "Mar", "Nor", "Pel", "Ros", "Tam")
 _ENDS = ("bury", "den", "field", "ford", "gate", "ley", "mere", "ston", "wick", "worth")
 _FIRST_NAMES = ("Ada", "Bruno", "Clara", "Emil", "Greta", "Hugo", "Ines", "Jonas", "Lena", "Otto")
 # What is asked about a thing, and the two ways in which documents answer.
