@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.models.llama.modeling_llama import rotate_half
 
 from benchmarks.reuse_attention import GroupedAttention, visible
-from benchmarks.reuse_prompt import NEUTRAL, STOP, Prompt, tokenize
-from vllm_promptcache.layout.primer_form import made_up
-
-NUM_SINK_TOKENS = 4
+from benchmarks.reuse_prompt import STOP
 
 
 class Reader:
@@ -20,14 +18,15 @@ class Reader:
     One tensor, because choosing tokens of a cache is then indexing its fourth dimension.
     """
 
-    def __init__(self, folder: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, folder: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        # In float32, because most CPUs are no faster in bfloat16 and it adds noise of its own.
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.attention = GroupedAttention()
         AttentionInterface.register("grouped", self.attention)
         self.model.set_attn_implementation("grouped")
-        self.neutral = tokenize(self.tokenizer, NEUTRAL)
-        self.primer = [tokenize(self.tokenizer, sentence) for sentence in made_up(None)]
+        self.stop = self.tokenizer.convert_tokens_to_ids(STOP)
+        self._prefixes: dict[tuple[int, ...], torch.Tensor] = {}
 
     def forward(
         self,
@@ -54,43 +53,27 @@ class Reader:
         layers = [torch.cat((layer.keys, layer.values)) for layer in cache.layers]
         return output.last_hidden_state[0], torch.stack(layers)
 
-    def encode(
-        self,
-        prompt: Prompt,
-        module: range,
-        prefix: Sequence[int] = (),
-        positions: Sequence[int] = (),
-    ) -> torch.Tensor:
-        """The cache of a module that sees a prefix at these positions, without the prefix's own."""
-        token_ids = [*prefix, *prompt.token_ids[module.start : module.stop]]
-        order = torch.arange(len(token_ids))
-        bias = visible(order, order)
-        _, cache = self.forward(token_ids, [*positions, *module], self.empty(), bias)
-        return cache[..., len(prefix) :, :]
+    def encode(self, token_ids: Sequence[int], past: torch.Tensor | None = None) -> torch.Tensor:
+        """The cache of tokens that stand right behind the past, without the past's own."""
+        past = self.empty() if past is None else past
+        num_past = past.shape[-2]
+        keys = torch.arange(num_past + len(token_ids))
+        bias = visible(keys[num_past:], keys)
+        _, cache = self.forward(token_ids, keys[num_past:].tolist(), past, bias)
+        return cache[..., num_past:, :]
 
-    def encode_modules(self, prompt: Prompt, base: str) -> torch.Tensor:
-        """The cache of root and modules in the order of the prompt."""
-        if base == "plain":
-            return self.encode(prompt, range(prompt.num_reused))
-        caches = [self.encode(prompt, range(prompt.num_root))]
-        for module in prompt.modules:
-            caches.append(self.encode(prompt, module, *self._prefix(prompt, module, base)))
-        return torch.cat(caches, dim=-2)
+    def encode_prefix(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """The cache of what modules are encoded behind, which is kept."""
+        key = tuple(token_ids)
+        if key not in self._prefixes:
+            self._prefixes[key] = self.encode(token_ids) if token_ids else self.empty()
+        return self._prefixes[key]
 
-    def _prefix(self, prompt: Prompt, module: range, base: str) -> tuple[list[int], range]:
-        """What a module sees before itself, and the positions of that."""
-        if base == "neutral":
-            # Only distances count for the rotation: the first one's may begin below zero.
-            return self.neutral, range(module.start - len(self.neutral), module.start)
-        if base == "primed":
-            primed = prompt.token_ids[: prompt.num_root]
-            for sentence in self.primer:
-                if len(primed) + len(sentence) > module.start:
-                    break
-                primed = primed + sentence
-            return primed, range(len(primed))
-        num_seen = {"isolated": 0, "anchored": prompt.num_root, "sink": NUM_SINK_TOKENS}[base]
-        return prompt.token_ids[:num_seen], range(num_seen)
+    def moved(self, cache: torch.Tensor, distance: int) -> torch.Tensor:
+        """The cache of tokens as it were so many positions further on."""
+        keys, values = cache.unbind(1)
+        cos, sin = self.model.model.rotary_emb(keys, torch.tensor([[distance]]))
+        return torch.stack((keys * cos + rotate_half(keys) * sin, values), dim=1)
 
     def empty(self) -> torch.Tensor:
         """A cache without tokens."""
@@ -105,24 +88,30 @@ class Reader:
 
     def generate(
         self, first: torch.Tensor, past: torch.Tensor, bias: torch.Tensor, max_tokens: int
-    ) -> list[str]:
-        """Greedy answers for a batch of caches of the same length.
+    ) -> torch.Tensor:
+        """Greedy tokens for a batch of caches of the same length, until all have stopped.
 
         Args:
             first: Logits of the first token, [batch, vocabulary].
             past: The caches.
             bias: What is added to the logits of attention to the caches' tokens, [batch, token].
             max_tokens: Tokens that an answer may have.
+
+        Returns:
+            Of shape [batch, token]; what follows a stop means nothing.
         """
         cache = to_cache(past)
-        stop = self.tokenizer.convert_tokens_to_ids(STOP)
         answers = [first.argmax(-1)]
-        is_done = answers[0] == stop
+        is_done = answers[0] == self.stop
         while len(answers) < max_tokens and not is_done.all():
             bias = torch.nn.functional.pad(bias, (0, 1))
             answers.append(self._next(answers[-1], cache, bias))
-            is_done |= answers[-1] == stop
-        texts = self.tokenizer.batch_decode(torch.stack(answers, dim=1))
+            is_done |= answers[-1] == self.stop
+        return torch.stack(answers, dim=1)
+
+    def texts(self, answers: torch.Tensor) -> list[str]:
+        """Generated tokens as text, up to the stop."""
+        texts = self.tokenizer.batch_decode(answers)
         return [text.partition(STOP)[0].strip() for text in texts]
 
     def _next(self, last: torch.Tensor, cache: DynamicCache, bias: torch.Tensor) -> torch.Tensor:

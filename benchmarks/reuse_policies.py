@@ -1,14 +1,23 @@
 """Which tokens of reused modules are computed again: the policies that `reuse_study` compares.
 
-A policy is written `[repair[|repair]@]base[+option]`. The base says what a module's tokens saw when
-their keys and values were computed:
+A policy is written `[repair[|repair]@]base[+option]`. The base says what stood before a module when
+its keys and values were computed; it was then moved to its place in the prompt, the keys rotated:
 
-    plain     everything before them, as in a prefill
-    isolated  the module alone
-    anchored  the root and the module
-    sink      the first four tokens of the root, at the first positions, and the module
-    neutral   a short prose text, at the positions before the module, and the module
-    primed    the root, as much of the primer as there are positions, and the module
+    plain     everything before it, as in a prefill
+    isolated  nothing
+    sink      the first four tokens of the root
+    neutral   a short prose text
+    anchored  the root
+    bare1, bare2, bare3, form1, form2, form3, siblings1, siblings2
+              the root and a primer (`reuse_primers`): made-up articles, of which the second set is
+              the engine's, as they are or in the form of the documents, with heading and title;
+              documents of other rows, cut to 110 tokens
+    oracle:K  the root and what stands before this place in another row: the mean over K rows
+    form1|form2 and the like
+              the mean of the keys and values behind each of these primers
+
+Under these but the first four, the module that stands first is encoded behind the root alone and
+hence exact, unless the option `alike` is given.
 
 A repair chooses tokens to compute again. The base may be left out and is then `isolated`:
 
@@ -22,25 +31,71 @@ A repair chooses tokens to compute again. The base may be left out and is then `
                               the same for whole blocks, by the sum over their tokens
     all                       every token (what is left is the error of the arithmetic)
 
-Options: `causal` hides cached tokens from repaired ones at lower positions. `weight=W` multiplies
-the attention of the tail and the answer to the modules' tokens by W, before normalisation.
+Options: `alike` encodes the first module as the others; `norm` gives mean keys the mean norm of
+those that they are the mean of. `causal` hides cached tokens from repaired ones at lower positions.
+`weight=W` multiplies the attention of the tail and the answer to the modules' tokens by W, before
+normalisation.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import torch
 
-BASES = ("plain", "isolated", "anchored", "sink", "neutral", "primed")
-# Under these the first module has seen all that lies before it, so it is never repaired.
-FIRST_IS_COMPLETE = ("anchored", "primed")
+from benchmarks.reuse_texts import SETS
+
+UNPRIMED = ("isolated", "sink", "neutral", "anchored")
+BARE, FORM = "bare", "form"
+MADE_UP = tuple(form + number for form in (BARE, FORM) for number in SETS)
+SIBLINGS = ("siblings1", "siblings2")
+ORACLE = "oracle:"
 BLOCK_SIZE = 16
 
 Scores = Callable[[str], torch.Tensor]
 """A number for each position of the prompt, by the name of a measure: "deviation", "query", ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What stood before the modules when they were encoded.
+
+    Attributes:
+        names: Of one or several, over which the mean is taken.
+        is_first_alike: Whether the first module is encoded as the others are.
+        has_norm: Whether mean keys are given the mean norm.
+    """
+
+    names: tuple[str, ...]
+    is_first_alike: bool = False
+    has_norm: bool = False
+
+    @classmethod
+    def parse(cls, text: str, options: Sequence[str]) -> Base | None:
+        """The base with this name, or None if there is none."""
+        names = tuple(text.split("|"))
+        single = names[0] in ("plain", *UNPRIMED) and len(names) == 1
+        if not single and not all(map(is_primer, names)):
+            return None
+        return cls(names, "alike" in options, "norm" in options)
+
+    @property
+    def is_primed(self) -> bool:
+        """Whether there is a primer, without which the first module is encoded as the others."""
+        return is_primer(self.names[0])
+
+    @property
+    def is_first_exact(self) -> bool:
+        """Whether the first module has seen all that lies before it, so it is never repaired."""
+        return self.names == ("anchored",) or (self.is_primed and not self.is_first_alike)
+
+
+def is_primer(name: str) -> bool:
+    """Whether this is the name of a primer."""
+    return name in (*MADE_UP, *SIBLINGS) or re.fullmatch(rf"{ORACLE}[1-9]\d*", name) is not None
 
 
 @dataclass(frozen=True)
@@ -48,7 +103,7 @@ class Policy:
     """How modules are encoded and which of their tokens are repaired."""
 
     name: str
-    base: str
+    base: Base
     repairs: tuple[tuple[str, int], ...] = ()
     is_causal: bool = False
     weight: float = 1.0
@@ -61,26 +116,26 @@ class Policy:
             ValueError: If the base or an option is not known.
         """
         body, *options = name.split("+")
-        repair, _, base = body.rpartition("@")
-        if not repair and base not in BASES:
-            repair, base = base, "isolated"
-        if base not in BASES:
+        repair, _, text = body.rpartition("@")
+        base = Base.parse(text, options)
+        if not repair and base is None:
+            repair, base = text, Base.parse("isolated", options)
+        if base is None:
             raise ValueError(f"unknown base in policy {name!r}")
         parts = (part.partition(":") for part in repair.split("|") if part)
         repairs = tuple((kind, int(amount or 0)) for kind, _, amount in parts)
-        is_causal, weight = False, 1.0
+        weight = 1.0
         for option in options:
             key, _, value = option.partition("=")
-            if key not in ("causal", "weight"):
+            if key not in ("alike", "causal", "norm", "weight"):
                 raise ValueError(f"unknown option in policy {name!r}")
-            is_causal |= key == "causal"
             weight = float(value) if key == "weight" else weight
-        return cls(name, base, repairs, is_causal, weight)
+        return cls(name, base, repairs, "causal" in options, weight)
 
     def repaired(self, modules: Sequence[range], scores: Scores, seed: str) -> list[int]:
         """The positions of the tokens to compute again, in ascending order."""
         chosen: set[int] = set()
-        candidates = modules[1:] if self.base in FIRST_IS_COMPLETE else modules
+        candidates = modules[1:] if self.base.is_first_exact else modules
         for kind, amount in self.repairs:
             budget = round(sum(map(len, modules)) * amount / 100)
             chosen.update(_choose(kind, amount, budget, candidates, scores, seed))

@@ -39,7 +39,7 @@ class Prompt:
         token_ids = tokenize(tokenizer, ROOT.format(task.instruction))
         modules = []
         for number, text in enumerate(row.docs, start=1):
-            piece = tokenize(tokenizer, f"{task.document} {number}:\n{text}\n\n")
+            piece = tokenize(tokenizer, write_document(task.document, number, text))
             modules.append(range(len(token_ids), len(token_ids) + len(piece)))
             token_ids += piece
         tail, asked = _tail(row.question or "Write the summary.", tokenizer)
@@ -59,6 +59,11 @@ class Prompt:
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The tokens of one piece of a prompt."""
     return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def write_document(name: str, number: int, text: str) -> str:
+    """A document as it stands in a prompt."""
+    return f"{name} {number}:\n{text}\n\n"
 
 
 def _tail(question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

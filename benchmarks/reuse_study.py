@@ -1,14 +1,17 @@
-"""Which tokens of reused modules to compute again, so that answers are those of a plain prefill.
+"""What modules to encode behind, and what of them to compute again, to answer as a plain prefill.
 
     python -m benchmarks.reuse_study --model FOLDER --data FILE.jsonl --output RESULTS.jsonl \
         --policies plain,isolated,anchored,head:16,block-query:15@anchored
-    python -m benchmarks.reuse_study --output RESULTS.jsonl --report
+    python -m benchmarks.reuse_study --model FOLDER --data FILE.jsonl --output RESULTS.jsonl \
+        --policies plain,bare1,form2,form1|form2 --first
+    python -m benchmarks.reuse_study --output RESULTS.jsonl --report --against bare1
 
 Plain PyTorch, no engine: caches are put together by hand. A prompt is a root, modules (a row's
 documents) and a tail with the question. Each module has its keys and values from an encode that did
-not see the others. Repaired tokens are dropped from them and computed with the tail. Each new
-token sees all cached ones, wherever these are, and the new ones up to itself; with the option
-`causal` it sees what lies before it only, as in the engine. `reuse_policies` has the policies.
+not see the others, but perhaps a primer. Repaired tokens are dropped from them and computed with
+the tail. Each new token sees all cached ones, wherever these are, and the new ones up to itself;
+with the option `causal` it sees what lies before it only, as in the engine. `reuse_policies` has
+the policies.
 
 A line is appended to the results for each row and policy; what is there already is not run again.
 """
@@ -24,16 +27,20 @@ from random import Random
 import torch
 
 from benchmarks.reuse_attention import module_bias, visible
+from benchmarks.reuse_caches import Caches
 from benchmarks.reuse_model import Reader
-from benchmarks.reuse_policies import Policy
+from benchmarks.reuse_policies import Base, Policy
+from benchmarks.reuse_primers import Primers
 from benchmarks.reuse_prompt import Prompt
 from benchmarks.reuse_report import Report, Result, append_results, read_results
-from vllm_promptcache.quality.evaluate.data import Row, read_data
+from vllm_promptcache.quality.evaluate.data import Row, choose, read_data
 from vllm_promptcache.quality.evaluate.metrics import score
 from vllm_promptcache.quality.evaluate.prompts import TASKS
 
-PLAIN = Policy("plain", "plain")
+PLAIN = Policy.parse("plain")
 NUM_LAST_TOKENS = 3
+NUM_FIRST_TOKENS = 8
+"""Tokens of plain's answer at which distributions are compared."""
 
 
 class Study:
@@ -42,23 +49,18 @@ class Study:
     Args:
         reader: The model.
         row: The row of the data.
-        caches: Caches by base that rows with the same documents share.
+        prompt: Its prompt.
+        caches: Those of the prompt's modules.
     """
 
-    def __init__(self, reader: Reader, row: Row, caches: dict[str, torch.Tensor]) -> None:
+    def __init__(self, reader: Reader, row: Row, prompt: Prompt, caches: Caches) -> None:
         self.reader = reader
         self.row = row
-        self.prompt = Prompt.write(row, reader.tokenizer)
-        self.caches = caches
-        self._scores: dict[tuple[str, str], torch.Tensor] = {}
+        self.prompt = prompt
+        self.cache = caches.cache
+        self._scores: dict[tuple[Base, str], torch.Tensor] = {}
 
-    def cache(self, base: str) -> torch.Tensor:
-        """The cache of root and modules, encoded on first use."""
-        if base not in self.caches:
-            self.caches[base] = self.reader.encode_modules(self.prompt, base)
-        return self.caches[base]
-
-    def scores(self, base: str, measure: str) -> torch.Tensor:
+    def scores(self, base: Base, measure: str) -> torch.Tensor:
         """A measure for each position, on the cache of a base."""
         if (base, measure) not in self._scores:
             if measure == "deviation":
@@ -73,16 +75,16 @@ class Study:
                 self._scores[base, "early-query"] = by_layer[: len(by_layer) // 2].sum(dim=0)
         return self._scores[base, measure]
 
-    def _deviation(self, base: str) -> torch.Tensor:
+    def _deviation(self, base: Base) -> torch.Tensor:
         """Squared differences in the second layer, keys and values counting the same.
 
         A forward through two layers would give these; the plain cache has the same numbers.
         """
-        difference = (self.cache("plain")[1].float() - self.cache(base)[1].float()) ** 2
+        difference = (self.cache(PLAIN.base)[1].float() - self.cache(base)[1].float()) ** 2
         key, value = difference.sum(dim=(1, 3))
         return key / key.mean() + value / value.mean()
 
-    def _attention(self, base: str, tokens: Iterable[int]) -> torch.Tensor:
+    def _attention(self, base: Base, tokens: Iterable[int]) -> torch.Tensor:
         """Attention of some tokens over a base's cache, by layer, summed over heads."""
         prompt = self.prompt
         # The cache is encoded now if it was not yet, because encodes are not to be observed.
@@ -92,41 +94,59 @@ class Study:
             self.read(Policy("query", base), [])
         return total
 
-    def read(self, policy: Policy, repaired: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first logits behind the tail, and the whole cache."""
+    def read(
+        self, policy: Policy, repaired: list[int], answer: Sequence[int] = ()
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits behind the tail and each given token of an answer, and the prompt's cache."""
         prompt, cache = self.prompt, self.cache(policy.base)
+        end = len(prompt.token_ids)
         dropped = set(repaired)
         kept = [i for i in range(prompt.num_reused) if i not in dropped]
-        new = repaired + list(range(prompt.num_reused, len(prompt.token_ids)))
+        new = repaired + list(range(prompt.num_reused, end + len(answer)))
         keys, queries = torch.tensor(kept + new), torch.tensor(new)
         bias = visible(queries, keys, 0 if policy.is_causal else len(kept))
         bias[len(repaired) :] += module_bias(prompt, keys, policy.weight)
-        token_ids = [prompt.token_ids[i] for i in new]
-        hidden, cache = self.reader.forward(token_ids, new, cache[..., kept, :], bias)
+        token_ids = [*prompt.token_ids, *answer]
+        new_ids = [token_ids[i] for i in new]
+        hidden, cache = self.reader.forward(new_ids, new, cache[..., kept, :], bias)
         # Back in the order of positions, so that policies can be answered as one batch.
-        return self.reader.logits(hidden[-1]), cache[..., keys.argsort(), :]
+        cache = cache[..., keys.argsort()[:end], :]
+        return self.reader.logits(hidden[-1 - len(answer) :]), cache
 
-    def run(self, policies: Sequence[Policy]) -> list[Result]:
+    def run(self, policies: Sequence[Policy], is_answered: bool) -> list[Result]:
         """The results of the policies, the first of which is plain."""
+        first = self._first_tokens()
         repaired = [self._repaired(policy) for policy in policies]
-        reads = map(self.read, policies, repaired)
+        reads = [
+            self.read(policy, positions, first[:-1])
+            for policy, positions in zip(policies, repaired, strict=True)
+        ]
         logits, caches = map(torch.stack, zip(*reads, strict=True))
-        answers = self._answers(policies, logits, caches)
+        divergences = kl(logits)
+        is_same = (logits.argmax(-1) == logits[0].argmax(-1)).all(-1).tolist()
+        answers = self._answers(policies, logits[:, 0], caches) if is_answered else None
         num_module_tokens = self.prompt.num_reused - self.prompt.num_root
         return [
             Result(
                 row=self.row.id,
                 policy=policy.name,
-                score=score(self.row.metric, answer, self.row.answers).score,
-                agreement=answer == answers[0],
-                kl=divergence,
-                recomputed=len(positions) / num_module_tokens,
-                answer=answer,
+                score=answers and score(self.row.metric, answers[i], self.row.answers).score,
+                agreement=answers and answers[i] == answers[0],
+                kl=float(divergences[i, 0]),
+                kl8=float(divergences[i].mean()),
+                same8=is_same[i],
+                recomputed=len(repaired[i]) / num_module_tokens,
+                answer=answers and answers[i],
             )
-            for policy, positions, answer, divergence in zip(
-                policies, repaired, answers, kl(logits), strict=True
-            )
+            for i, policy in enumerate(policies)
         ]
+
+    def _first_tokens(self) -> list[int]:
+        """The first tokens that plain answers, up to its stop."""
+        logits, cache = self.read(PLAIN, [])
+        bias = torch.zeros(1, len(self.prompt.token_ids))
+        tokens = self.reader.generate(logits, cache[None], bias, NUM_FIRST_TOKENS)
+        return tokens[0].tolist()
 
     def _repaired(self, policy: Policy) -> list[int]:
         """The positions that a policy computes again."""
@@ -140,41 +160,57 @@ class Study:
         positions = torch.arange(len(self.prompt.token_ids))
         bias = [module_bias(self.prompt, positions, policy.weight) for policy in policies]
         max_tokens = TASKS[self.row.metric].max_tokens
-        return self.reader.generate(logits, caches, torch.stack(bias), max_tokens)
+        tokens = self.reader.generate(logits, caches, torch.stack(bias), max_tokens)
+        return self.reader.texts(tokens)
 
 
-def kl(logits: torch.Tensor) -> list[float]:
-    """How far the distribution of each row is from that of the first."""
+def kl(logits: torch.Tensor) -> torch.Tensor:
+    """How far distributions are from those of the first policy, [policy, token]."""
     logs = logits.log_softmax(-1)
-    return (logs[0].exp() * (logs[0] - logs)).sum(-1).tolist()
+    return (logs[0].exp() * (logs[0] - logs)).sum(-1)
 
 
-def read_rows(path: Path, limit: int, num_documents: int | None) -> list[Row]:
-    """Rows chosen evenly over the file, in an order in which any first part is mixed, too."""
-    rows = list(read_data(path, limit, num_documents).rows)
+def split(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by what they are for, by fifths; rows with the same documents stay together.
+
+    Policies are chosen on those to "tune" and reported on those to "report", three fifths; "others"
+    are where siblings come from.
+    """
+    places: dict[tuple[str, ...], int] = {}
+    parts: dict[str, list[Row]] = {"others": [], "tune": [], "report": []}
+    for row in rows:
+        fifth = places.setdefault(row.docs, len(places)) % 5
+        parts[("others", "tune", "report")[min(fifth, 2)]].append(row)
+    return parts
+
+
+def read_rows(arguments: argparse.Namespace) -> tuple[list[Row], list[Row]]:
+    """The rows of a run, in an order in which any first part is mixed; others, one a document."""
+    parts = split(read_data(arguments.data, None, arguments.docs).rows)
+    rows = list(choose(parts[arguments.part], arguments.limit))
     Random(0).shuffle(rows)
-    return rows
+    return rows, list({row.docs: row for row in parts["others"]}.values())
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run what the results do not have yet."""
     policies = [Policy.parse(name) for name in arguments.policies.split(",")]
     done = {(result.row, result.policy) for result in read_results(arguments.output)}
-    rows = [
-        row
-        for row in read_rows(arguments.data, arguments.limit, arguments.docs)
-        if any((row.id, policy.name) not in done for policy in policies)
-    ]
+    chosen, others = read_rows(arguments)
+    rows = [row for row in chosen if any((row.id, policy.name) not in done for policy in policies)]
     # The last row with the same documents: caches are dropped behind it, for they are large.
     last = {row.docs: row.id for row in rows}
-    caches: dict[tuple[str, ...], dict[str, torch.Tensor]] = {}
+    caches: dict[tuple[str, ...], Caches] = {}
     reader = Reader(arguments.model)
+    primers = Primers.write(TASKS[chosen[0].metric].document, others, reader.tokenizer)
     for row in rows:
         missing = [policy for policy in policies if (row.id, policy.name) not in done]
-        others = [policy for policy in missing if policy != PLAIN]
+        behind_plain = [policy for policy in missing if policy != PLAIN]
+        prompt = Prompt.write(row, reader.tokenizer)
         with torch.inference_mode():
-            study = Study(reader, row, caches.setdefault(row.docs, {}))
-            results = study.run([PLAIN, *others])
+            shared = caches.setdefault(row.docs, Caches(reader, prompt, primers))
+            study = Study(reader, row, prompt, shared)
+            results = study.run([PLAIN, *behind_plain], not arguments.first)
         new = [result for result in results if (row.id, result.policy) not in done]
         append_results(arguments.output, new)
         if last[row.docs] == row.id:
@@ -183,18 +219,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run the study, or print what it found."""
-    parser = argparse.ArgumentParser(description="Which tokens of reused modules to repair.")
+    parser = argparse.ArgumentParser(description="What of modules to reuse, and what to repair.")
     parser.add_argument("--output", type=Path, required=True, help="results, one a line")
     parser.add_argument("--report", action="store_true", help="print a table of the results")
+    parser.add_argument("--against", help="for a report: policy to tell differences of KL to")
     parser.add_argument("--model", help="folder of the model")
     parser.add_argument("--data", type=Path, help="file with the rows")
     parser.add_argument("--policies", help="names by commas; for a report: default all")
-    parser.add_argument("--limit", type=int, default=60, help="rows, evenly over the file")
+    parser.add_argument("--part", choices=("tune", "report"), default="report", help="which rows")
+    parser.add_argument("--limit", type=int, default=60, help="rows, evenly over the part")
     parser.add_argument("--docs", type=int, help="cut rows to so many documents")
+    parser.add_argument("--first", action="store_true", help="compare first tokens, answer nothing")
     arguments = parser.parse_args()
     if arguments.report:
-        chosen = arguments.policies.split(",") if arguments.policies else None
-        print(Report(read_results(arguments.output), chosen))
+        names = arguments.policies.split(",") if arguments.policies else None
+        print(Report(read_results(arguments.output), names, arguments.against))
         return
     if not (arguments.model and arguments.data and arguments.policies):
         parser.error("a run needs --model, --data and --policies")
