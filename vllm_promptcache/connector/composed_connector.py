@@ -9,7 +9,10 @@ from typing import Any
 
 from vllm.config import KVTransferConfig, VllmConfig
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import (
     MultiConnector,
     MultiKVConnectorMetadata,
@@ -115,6 +118,17 @@ class ComposedConnector(MultiConnector):
         if self._extra_async_saves:
             metadata.extra_async_saves, self._extra_async_saves = self._extra_async_saves, {}
         return metadata
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Begins the workers' part of a step, the others first.
+
+        They save what is about to be written over; ours brings modules there.
+        """
+        assert isinstance(kv_connector_metadata, MultiKVConnectorMetadata)
+        step, *others = kv_connector_metadata.metadata
+        for connector, metadata in zip(self._others, others, strict=True):
+            connector.handle_preemptions(metadata)
+        self.modules.handle_preemptions(step)
 
     def _aggregate_request_finished(
         self, request: Request, per_connector_fn: Callable[..., Any]
