@@ -149,7 +149,8 @@ def test_a_prompt_that_the_cache_cannot_encode_is_refused_with_the_numbers(model
     """Its modules would fit, but not beside the primer that the last of them is encoded behind."""
     engine = start(model, NUM_BLOCKS, modules=AS_THEY_ARE)
     engine.front_end.add_schema(schema("moved"))
-    pml = '<prompt schema="s"><m0/><m1/><m2/><m3/>What?</prompt>'
+    # Behind text, so that none stands first.
+    pml = '<prompt schema="s">See <m0/><m1/><m2/><m3/>What?</prompt>'
     plan = engine.front_end.planner.plan(pml)
     table = BlockTable.of(plan.sequence, BLOCK_SIZE)
     assert table.num_blocks(plan.num_tokens + 1) < NUM_BLOCKS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -76,21 +76,6 @@ def idle(llm: LLM) -> None:
         llm.llm_engine.step()
 
 
-def exact_requests(llm: LLM) -> Collection[str]:
-    """Returns a set that gets the ids of requests whose modules were promoted."""
-    residency, ids = scheduler_of(llm).residency, set()
-    add = residency.add
-
-    def noting(request: Any) -> None:
-        add(request)
-        modular = residency.get(request)
-        if modular is not None and modular.account.is_promoted:
-            ids.add(request.request_id)
-
-    residency.add = noting
-    return ids
-
-
 @contextmanager
 def counted_tokens(llm: LLM) -> Iterator[list[int]]:
     """Yields a list that gets the number of tokens the engine computes in each step."""
@@ -109,7 +94,7 @@ def counted_tokens(llm: LLM) -> Iterator[list[int]]:
         del scheduler.schedule
 
 
-def noted_requests(llm: LLM) -> Mapping[str, ModularRequest]:
+def noted_requests(llm: LLM) -> dict[str, ModularRequest]:
     """Returns a dict that gets the scheduler's state of each request, by the engine's id."""
     residency, requests = scheduler_of(llm).residency, dict[str, ModularRequest]()
     add = residency.add
@@ -128,7 +113,9 @@ def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> 
     if modular is None or modular.account.span_numbers is None:
         return explanation
     read = [number for number, m in enumerate(explanation["modules"]) if any(m["reused"])]
-    numbers, whole = modular.account.span_numbers, Counter[int]()
+    # Links come first; what they hold is never repaired.
+    numbers = [number - modular.account.num_links for number in modular.account.span_numbers]
+    whole = Counter[int]()
     for part in modular.table.shared:
         whole[numbers[part.span]] += part.kept.num_tokens // modular.table.block_size
     spans = dict(zip(numbers, modular.sequence.spans, strict=True))
@@ -144,6 +131,43 @@ def as_repaired(explanation: dict[str, Any], modular: ModularRequest | None) -> 
             "reused": [i in still for i in range(len(module["reused"]))],
             "num_full_blocks": whole[number],
         }
+    return _with(explanation, modules, new)
+
+
+def as_promoted(explanation: dict[str, Any], modular: ModularRequest | None) -> dict[str, Any]:
+    """The plan of a prompt as if it computed what it reads of promoted modules."""
+    num_links = modular.account.num_links if modular else 0
+    if not num_links:
+        return explanation
+    if modular.account.is_promoted:
+        return without_modules(explanation)
+    end = modular.prompt.plan.links[num_links - 1].positions[-1].end
+    return computing(explanation, lambda module, position: position < end)
+
+
+def computing(
+    explanation: dict[str, Any], which: Callable[[dict[str, Any], int], bool]
+) -> dict[str, Any]:
+    """The plan of a prompt where some tokens of modules are computed.
+
+    Args:
+        explanation: The plan.
+        which: Chooses tokens by their module and their position.
+    """
+    modules, new = [], list(explanation["new"])
+    for module in explanation["modules"]:
+        places = zip(module["position_ids"], module["reused"], strict=True)
+        is_new = [is_read and which(module, position) for position, is_read in places]
+        moved = [i for i, is_moved in enumerate(is_new) if is_moved]
+        new.append({name: [module[name][i] for i in moved] for name in _TOKENS})
+        pairs = zip(module["reused"], is_new, strict=True)
+        modules.append(module | {"reused": [read and not moved for read, moved in pairs]})
+    return _with(explanation, modules, new)
+
+
+def _with(
+    explanation: dict[str, Any], modules: list[dict[str, Any]], new: list[dict[str, Any]]
+) -> dict[str, Any]:
     num_cached = sum(sum(module["reused"]) for module in modules)
     counts = {
         "num_cached_tokens": num_cached,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from vllm import RequestOutput
 
 from tests.engine.harness import (
+    as_promoted,
     as_repaired,
     difference,
-    exact_requests,
     greedy,
     idle,
     noted_requests,
@@ -96,7 +96,6 @@ class Stress:
     _schemas: dict[str, Schema] = field(default_factory=dict)
     _rng: Random = field(init=False)
     _maker: CaseMaker = field(init=False)
-    _exact_ids: Collection[str] = field(init=False)
     _requests: Mapping[str, ModularRequest] = field(init=False)
     _seen: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
     _seen_ids: deque[list[int]] = field(default_factory=lambda: deque(maxlen=NUM_SEEN))
@@ -104,7 +103,6 @@ class Stress:
     def __post_init__(self) -> None:
         self._rng = Random(self.seed)
         self._maker = CaseMaker(self.seed, self._explain, ClientError)
-        self._exact_ids = exact_requests(self.llm)
         self._requests = noted_requests(self.llm)
 
     def run(self, num_operations: int) -> None:
@@ -143,6 +141,8 @@ class Stress:
             "relocated": stats.num_relocations,
             "promoted": stats.num_promotions,
             "served exactly": stats.num_promoted_requests,
+            "behind links": stats.num_partly_promoted_requests,
+            "variants read": self.counts["variants"],
             "repaired by attention": self.counts["repaired"],
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
@@ -272,10 +272,16 @@ class Stress:
 
     def _finished(self, output: RequestOutput) -> None:
         live = self._live.pop(output.request_id)
+        expected = live.explanation
         if live.explanation is not None:
-            explanation = as_repaired(live.explanation, self._requests.get(live.internal_id))
-            self.counts["repaired"] += explanation is not live.explanation
-            live = replace(live, explanation=explanation)
+            modular = self._requests.get(live.internal_id)
+            served = as_promoted(live.explanation, modular)
+            self.counts["variants"] += sum(map(_is_variant, served["modules"]))
+            repaired = as_repaired(served, modular)
+            self.counts["repaired"] += repaired is not served
+            expected = repaired
+            if served is live.explanation:
+                live = replace(live, explanation=repaired)
         self.log.append(f"finished {live.kind} {output.request_id}")
         completion = output.outputs[0]
         num_tokens = len(completion.token_ids)
@@ -286,10 +292,7 @@ class Stress:
             self.counts["errors"] += 1
             why = f"{completion.finish_reason}: {completion.stop_reason}"
             raise AssertionError(f"{why} after {num_tokens} tokens: {live}")
-        explanation = live.explanation
-        if live.internal_id in self._exact_ids:
-            explanation = without_modules(live.explanation)
-        found = difference(self.reference, output, explanation)
+        found = difference(self.reference, output, expected)
         self.tally.add(f"{live.kind} {live.prompt}", found)
         if live.explanation is not None and live.explanation["modules"]:
             self._seen_ids.append(list(output.prompt_token_ids))
@@ -338,6 +341,11 @@ class Stress:
         assert not scheduler.requests, "requests are left over"
         assert not scheduler.residency.requests, "requests with modules are left over"
         assert not scheduler.module_store.pinned_block_ids, "pins are left over"
+
+
+def _is_variant(module: dict[str, Any]) -> bool:
+    """Whether a module is read as it is where it stands first."""
+    return any(module["reused"]) and bool(module["path"]) and module["policy"] == "exact"
 
 
 def _listed(numbers: dict[str, int]) -> str:

@@ -60,7 +60,7 @@ def shares_its_modules(case: Case) -> bool:
     modules, new = case.explanation["modules"], case.explanation["new"]
     own = [position for module in modules for position in module["position_ids"]]
     text = (part["position_ids"][0] for part in new if part["kind"] == "text")
-    is_chained = any(module["policy"] == "exact" for module in modules)
+    is_chained = 'encode="exact"' in case.pml
     return not is_chained and bool(own) and min(text, default=max(own) + 1) > max(own)
 
 
@@ -113,13 +113,15 @@ def add(tally: Tally, reference: Reference, case: Case, *answers: ScoredAnswer) 
 
 def num_modules(cases: list[Case]) -> Counter[str]:
     """How many modules the prompts of each schema read, those of several prompts once."""
-    read = {
-        (case.explanation["schema"], module["path"])
-        for case in cases
-        for module in case.explanation["modules"]
-        if any(module["reused"])
-    }
-    return Counter(schema for schema, _ in read)
+    read = set()
+    for case in cases:
+        modules = case.explanation["modules"]
+        for module in modules:
+            # Behind something else it is another one.
+            context = tuple((modules[i]["path"], num_tokens) for i, num_tokens in module["context"])
+            if any(module["reused"]):
+                read.add((case.explanation["schema"], module["path"], context))
+    return Counter(schema for schema, *_ in read)
 
 
 def misses(url: str) -> Counter[tuple[str, ...]]:

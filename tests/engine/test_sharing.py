@@ -96,6 +96,8 @@ def test_warm_prompts_prefill_what_their_plans_say(
     pairs = []
     for text in [prompt(rng) for _ in range(20)]:
         planned = llm.explain(text)
+        # The module that stands first is encoded otherwise than it was for warming.
+        llm.generate(text, greedy(0, max_tokens=1), use_tqdm=False)
         with counted_tokens(llm) as counts:
             once = modules_only(greedy(0, max_tokens=1))
             (output,) = llm.generate(text, once, use_tqdm=False)

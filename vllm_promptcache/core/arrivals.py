@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from vllm.v1.request import Request
 
@@ -14,8 +15,12 @@ from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.sequence.codec import DETAIL_KEY, PLAN_KEY, unpack_plan
+from vllm_promptcache.sequence.promoted import PromotedPrompt
 from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.spans import SequencePlan
+
+Detail: TypeAlias = dict[str, list[str]]
+"""Paths of the spans of a plan, and of its links, as a client asks for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +52,40 @@ class Arrivals:
             return None
         plan = unpack_plan(packed, num_prompt_tokens=request.num_prompt_tokens)
         prompt = ModulePrompt.of(plan, request.prompt_token_ids or ())
-        modular = self._promoted(request, prompt) or self._as_planned(request, prompt)
+        modular = self._promoted(request, prompt, detail)
+        modular = modular or self._as_planned(request, prompt, detail)
         self._check_rows(modular)
-        if detail is not None:
-            modular.account.paths = detail["links" if modular.account.is_promoted else "modules"]
         return modular
 
-    def _as_planned(self, request: Request, prompt: ModulePrompt) -> ModularRequest:
+    def _as_planned(
+        self, request: Request, prompt: ModulePrompt, detail: Detail | None
+    ) -> ModularRequest:
         modular = self._of(request, prompt, prompt.plan.sequence)
         modular.attended = prompt.plan.attended
+        if detail is not None:
+            modular.account.paths = detail["modules"]
         return modular
 
-    def _promoted(self, request: Request, prompt: ModulePrompt) -> ModularRequest | None:
-        if not prompt.plan.can_promote or not self.promotions.is_ready(prompt, request):
+    def _promoted(
+        self, request: Request, prompt: ModulePrompt, detail: Detail | None
+    ) -> ModularRequest | None:
+        plan = prompt.plan
+        if not plan.can_promote:
             return None
-        modular = self._of(request, prompt, prompt.plan.promoted)
+        num_links = self.promotions.num_ready(prompt, request)
+        is_whole = num_links == len(plan.links)
+        if not is_whole and num_links <= plan.num_exact_links:
+            return None
+        promoted = PromotedPrompt.of(plan, num_links)
+        modular = self._of(request, prompt, promoted.sequence)
         if not self.fits(modular):
             return None
-        self.promotions.served()
-        modular.account.is_promoted = True
+        modular.attended = promoted.attended
+        self.promotions.served(is_whole=is_whole)
+        modular.account.num_links, modular.account.is_promoted = num_links, is_whole
+        if detail is not None:
+            others = (detail["modules"][number] for number in promoted.numbers)
+            modular.account.paths = [*detail["links"][:num_links], *others]
         return modular
 
     def _of(self, request: Request, prompt: ModulePrompt, sequence: SequencePlan) -> ModularRequest:
@@ -86,7 +106,7 @@ class Arrivals:
             )
 
 
-def _take_plan(request: Request) -> tuple[object, dict[str, list[str]] | None]:
+def _take_plan(request: Request) -> tuple[object, Detail | None]:
     """Takes a plan, and the paths that a client asked for, out of a request's parameters.
 
     Workers are sent the parameters. These are copied, since several requests may share them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_promptcache.core.reports.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.engine_request import planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.module_status import by_module, joined, keys_by_module
 from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.warming import Warming
 from vllm_promptcache.errors import ConflictError, PromptCacheError
@@ -46,7 +48,8 @@ class EngineModules:
         """
         if layout.private:
             return []
-        return await self._status([module.key for module in layout.modules])
+        keys = chain.from_iterable(keys_by_module(layout))
+        return by_module(layout, await self._status(list(keys)))
 
     async def warm(self, layout: SchemaLayout, salt: str | None) -> None:
         """Encodes all modules of a schema, behind the requests of users where it can be.
@@ -109,7 +112,7 @@ class EngineModules:
     async def _status(self, keys: Sequence[bytes]) -> list[ModuleStatus]:
         answers = await self._call(STATUS_UTILITY, list(keys))
         return [
-            _merge([ModuleStatus(*status) for status in ranks])
+            joined([ModuleStatus(*status) for status in ranks])
             for ranks in zip(*answers, strict=True)
         ]
 
@@ -131,17 +134,3 @@ class EngineModules:
         priority = _LAST if is_ranked else 0
         async for _ in self.client.generate(prompt, params, f"warm-{uuid4()}", priority=priority):
             pass
-
-
-def _merge(ranks: Sequence[ModuleStatus]) -> ModuleStatus:
-    """One status for all ranks: the nearest tier, the sum of all counts."""
-    tiers = {status.tier for status in ranks}
-    idle = [status.idle_s for status in ranks if status.idle_s is not None]
-    return ModuleStatus(
-        tier=next((tier for tier in ("kv_cache", "host") if tier in tiers), None),
-        pinned=any(status.pinned for status in ranks),
-        num_hits=sum(status.num_hits for status in ranks),
-        num_encodes=sum(status.num_encodes for status in ranks),
-        num_restores=sum(status.num_restores for status in ranks),
-        idle_s=min(idle, default=None),
-    )

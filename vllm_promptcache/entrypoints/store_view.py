@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from vllm_promptcache.compat.engine_core import call_utility
 from vllm_promptcache.core.reports.introspection import STATUS_UTILITY, STORE_UTILITY, ModuleStatus
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.module_status import by_module, keys_by_module
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.layout import SchemaLayout
 
@@ -38,9 +40,12 @@ class ModuleStoreView:
 
     def _modules(self, layout: SchemaLayout) -> list[dict[str, Any]]:
         info = SchemaInfo.of(layout, self.front_end.block_size)
-        keys = [] if layout.private else [module.key for module in layout.modules]
+        if layout.private:
+            return []
+        keys = list(chain.from_iterable(keys_by_module(layout)))
         found = call_utility(self.client, STATUS_UTILITY, keys)
+        statuses = by_module(layout, (ModuleStatus(*status) for status in found))
         return [
-            asdict(module) | asdict(ModuleStatus(*status))
-            for module, status in zip(info.modules, found, strict=not layout.private)
+            asdict(module) | asdict(status)
+            for module, status in zip(info.modules, statuses, strict=True)
         ]

@@ -9,6 +9,7 @@ from vllm_promptcache.layout.checks import check_layout, refuse, scaffold_member
 from vllm_promptcache.layout.content import roles_in, texts_in
 from vllm_promptcache.layout.context import Contexts
 from vllm_promptcache.layout.drafts import ModuleDraft
+from vllm_promptcache.layout.first import with_variants
 from vllm_promptcache.layout.keys import NO_TENANT, contexts_first, identify
 from vllm_promptcache.layout.module_layout import ContextSpan, ModuleLayout
 from vllm_promptcache.layout.placement import placement_of
@@ -59,7 +60,9 @@ def compile_schema(
     contexts = Contexts(drafts, primers.before, placement)
     salt = NO_TENANT if schema.private else b""
     finished = _finish([*drafts, *primers.drafts], contexts, salt)
-    modules = finished[: len(drafts)]
+    modules, firsts = with_variants(
+        finished[: len(drafts)], finished[len(drafts) :], placement, salt
+    )
     by_name: dict[str, list[int]] = {}
     for module in modules[1:]:
         by_name.setdefault(module.name, []).append(module.index)
@@ -67,6 +70,7 @@ def compile_schema(
         name=schema.name,
         modules=modules,
         primers=finished[len(drafts) :],
+        firsts=firsts,
         unions=tuple(placer.unions),
         children=tuple(draft.children for draft in drafts),
         by_name=by_name,

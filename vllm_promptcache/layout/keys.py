@@ -34,11 +34,12 @@ def salted(layout: SchemaLayout, salt: bytes) -> SchemaLayout:
         salt: The tenant's salt; part of all keys.
     """
     done: dict[int, ModuleLayout] = {}
-    for module in contexts_first([*layout.modules, *layout.primers]):
+    parts = layout.modules, layout.primers, layout.firsts
+    for module in contexts_first([module for part in parts for module in part]):
         key, packed = identify(module, done, salt)
         done[module.index] = replace(module, key=key, packed=packed)
-    modules = tuple(done[module.index] for module in layout.modules)
-    return replace(layout, modules=modules, primers=tuple(done[p.index] for p in layout.primers))
+    modules, primers, firsts = (tuple(done[m.index] for m in part) for part in parts)
+    return replace(layout, modules=modules, primers=primers, firsts=firsts)
 
 
 def contexts_first(modules: Iterable[_Placed]) -> list[_Placed]:

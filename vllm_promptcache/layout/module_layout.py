@@ -96,6 +96,8 @@ class ModuleLayout:
         relocation: Where its KV comes from if it is not where the schema puts it.
         chain: What it is a link of, `scaffold` or `exact`, see `plan.chain`; None of a module that
             is encoded by its own policy.
+        first: Index of its variant for prompts in which it stands first, see `layout.first`; None
+            if there it is the same.
     """
 
     index: int
@@ -124,6 +126,7 @@ class ModuleLayout:
     packed: bytes = field(repr=False)
     relocation: Relocation | None = None
     chain: str | None = None
+    first: int | None = None
 
     @property
     def name(self) -> str:

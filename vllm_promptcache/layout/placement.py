@@ -55,6 +55,10 @@ class Placement(ABC):
         """Positions behind a module's head that its own text leaves before one nested in it."""
 
     @abstractmethod
+    def lead(self, module: ModuleLayout, around: ModuleLayout) -> int:
+        """Positions between a module and the head of the one around it that no prompt has."""
+
+    @abstractmethod
     def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
         """Those of a schema's scaffolds whose positions are known before any prompt is."""
 
@@ -106,6 +110,9 @@ class FixedPlacement(Placement):
         text = next((run.start for run in texts if run.num_tokens), inner.start)
         return min(inner.start, text) - around.head
 
+    def lead(self, module: ModuleLayout, around: ModuleLayout) -> int:
+        return 0
+
     def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
         return scaffolds
 
@@ -141,6 +148,9 @@ class CompactPlacement(Placement):
     def room_for_primer(self, around: ModuleDraft, inner: ModuleDraft) -> int:
         # Own text behind the head may be anywhere, so it is not before that.
         return inner.start - around.head
+
+    def lead(self, module: ModuleLayout, around: ModuleLayout) -> int:
+        return module.start - around.head_end
 
     def known_ahead(self, scaffolds: Sequence[Collection[int]]) -> Sequence[Collection[int]]:
         return ()

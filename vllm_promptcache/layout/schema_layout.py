@@ -37,6 +37,8 @@ class SchemaLayout:
         name: The schema's name.
         modules: The root, then all modules in document order.
         primers: What only contexts have, see `layout.primer`; their indexes go on from there.
+        firsts: Variants of modules for prompts in which they stand first, see `layout.first`; their
+            indexes go on from there.
         unions: All unions in document order.
         children: Modules in the scope of each module, by name, `[num_modules]`.
         by_name: Indexes of all modules of a name, in document order.
@@ -54,6 +56,7 @@ class SchemaLayout:
     name: str
     modules: tuple[ModuleLayout, ...]
     primers: tuple[ModuleLayout, ...]
+    firsts: tuple[ModuleLayout, ...]
     unions: tuple[UnionLayout, ...]
     children: tuple[Mapping[str, int], ...]
     by_name: Mapping[str, Sequence[int]]
@@ -79,13 +82,16 @@ class SchemaLayout:
 
     @property
     def num_indexes(self) -> int:
-        """Indexes that modules and primers have, from 0 on."""
-        return len(self.modules) + len(self.primers)
+        """Indexes that modules, primers and variants have, from 0 on."""
+        return len(self.modules) + len(self.primers) + len(self.firsts)
 
     def at(self, index: int) -> ModuleLayout:
-        """The module or primer with an index."""
-        num_modules = len(self.modules)
-        return self.modules[index] if index < num_modules else self.primers[index - num_modules]
+        """The module, primer or variant with an index."""
+        for part in (self.modules, self.primers):
+            if index < len(part):
+                return part[index]
+            index -= len(part)
+        return self.firsts[index]
 
     @property
     def policies(self) -> tuple[Policy, ...]:

@@ -14,6 +14,8 @@ _MODULE_BYTES = 640
 _RUN_BYTES = 160
 _TOKEN_BYTES = 32
 _REFERENCE_BYTES = 8
+# Of a variant of a module, which has the tokens of that one: the object, its context and its key.
+_VARIANT_BYTES = 450
 # Of a module in the tree, with its text node and their places.
 _NODE_BYTES = 500
 PIECE_BYTES = 300
@@ -28,7 +30,9 @@ def schema_bytes(schema: Schema, layout: SchemaLayout) -> int:
 
 def layout_bytes(layout: SchemaLayout) -> int:
     """Bytes that a compiled schema takes, within a quarter."""
-    return getsizeof(layout.siblings) + sum(map(module_bytes, (*layout.modules, *layout.primers)))
+    whole = sum(map(module_bytes, (*layout.modules, *layout.primers)))
+    variants = sum(_VARIANT_BYTES + getsizeof(module.packed) for module in layout.firsts)
+    return getsizeof(layout.siblings) + whole + variants
 
 
 def module_bytes(module: ModuleLayout) -> int:
@@ -47,7 +51,7 @@ def moved_bytes(module: ModuleLayout) -> int:
 
 def salted_bytes(layout: SchemaLayout) -> int:
     """Bytes that a tenant's copy of a private schema takes beside the schema."""
-    modules = (*layout.modules, *layout.primers)
+    modules = (*layout.modules, *layout.primers, *layout.firsts)
     return getsizeof(layout.siblings) + sum(
         getsizeof(module) + getsizeof(module.key) + getsizeof(module.packed) for module in modules
     )

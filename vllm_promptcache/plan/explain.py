@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.plan.parts import NewTokens, PlannedModule
 from vllm_promptcache.plan.prompt_plan import PromptPlan
+from vllm_promptcache.plan.standing import read_exactly
 from vllm_promptcache.sequence.block_table import BlockTable, Part
 from vllm_promptcache.sequence.runs import Run
 
@@ -33,8 +34,9 @@ class ExplainedModule:
             `[num_own_tokens]`.
         context: What it was encoded behind: pairs of an index into `Explanation.modules` and how
             many of the first kept tokens of that module, placeholders not counted.
-        policy: `isolated`, `anchored` or `primed`; `scaffold` or `exact` for tokens of one or more
-            modules that were encoded behind all before them, which have the path of the last one.
+        policy: `isolated`, `anchored` or `primed`, or `exact` where this equals a plain prefill;
+            `scaffold` or `exact` for tokens of one or more modules that were encoded behind all
+            before them, which have the path of the last one.
         num_full_blocks: Blocks of it that are mapped by reference.
         num_tail_tokens: Tokens behind those that are copied.
     """
@@ -86,8 +88,8 @@ class Explanation:
             same, because the prompt's end attends to them: it finds out when it runs the prompt.
         next_position: Position of the first generated token.
         modules: The root, even without tokens, then the imported cached modules in the order of
-            the block table, then primers that these were encoded behind. Empty where nothing is
-            reused (`baseline`).
+            the block table, then what else these were encoded behind: primers, and modules that
+            the prompt reads encoded otherwise. Empty where nothing is reused (`baseline`).
         new: Tokens that are computed, by position.
     """
 
@@ -125,11 +127,12 @@ def _modules(plan: PromptPlan) -> Iterator[ExplainedModule]:
     places = {planned.layout.index: place for place, planned in enumerate(plan.modules)}
     table = BlockTable.of(plan.sequence, plan.block_size)
     num_shared, num_copied = _num_tokens(table.shared), _num_tokens(table.tails)
+    exact = read_exactly(plan.modules, plan.request.positions)
     spans = count()
     for planned in plan.modules:
         span = next(spans) if planned.reused else None
         num_blocks = num_shared[span] // plan.block_size
-        yield _module(planned, places, num_blocks, num_copied[span])
+        yield _module(planned, places, _policy(planned, exact), num_blocks, num_copied[span])
 
 
 def _num_tokens(parts: Iterable[Part]) -> Counter[int | None]:
@@ -140,8 +143,17 @@ def _num_tokens(parts: Iterable[Part]) -> Counter[int | None]:
     return found
 
 
+def _policy(planned: PlannedModule, exact: Collection[int]) -> str:
+    module = planned.layout
+    return module.chain or ("exact" if module.index in exact else module.policy.encode)
+
+
 def _module(
-    planned: PlannedModule, places: dict[int, int], num_full_blocks: int, num_tail_tokens: int
+    planned: PlannedModule,
+    places: dict[int, int],
+    policy: str,
+    num_full_blocks: int,
+    num_tail_tokens: int,
 ) -> ExplainedModule:
     module = planned.layout
     return ExplainedModule(
@@ -153,7 +165,7 @@ def _module(
         kept=tuple(_chosen(module, [Run(0, module.num_kept_tokens)])),
         reused=tuple(_chosen(module, planned.reused)),
         context=tuple((places[span.index], span.num_tokens) for span in module.context),
-        policy=module.chain or module.policy.encode,
+        policy=policy,
         num_full_blocks=num_full_blocks,
         num_tail_tokens=num_tail_tokens,
     )

@@ -55,6 +55,8 @@ class PlannedModule:
     @property
     def first_position(self) -> int:
         """Position of the first token that is reused; there must be one."""
+        if self.reused[0].start == 0:
+            return self.layout.kept_position_runs[0].start
         return next(pieces_of(self.layout, self.reused)).start
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -12,6 +12,7 @@ from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.parts import NewTokens, PlannedModule, repeated_tokens
+from vllm_promptcache.plan.standing import exact_until, is_exact
 from vllm_promptcache.sequence.codec import (
     PackedModule,
     Plan,
@@ -20,7 +21,7 @@ from vllm_promptcache.sequence.codec import (
     unpack_recipe,
 )
 from vllm_promptcache.sequence.prompt import ModulePrompt
-from vllm_promptcache.sequence.runs import merge_runs
+from vllm_promptcache.sequence.runs import Run, merge_runs
 from vllm_promptcache.sequence.spans import ModuleSpan, SequencePlan
 
 
@@ -108,7 +109,7 @@ def make_plan(
         modules: Cached modules of the prompt.
         new: All tokens that are computed, at least one, in any order.
         block_size: Tokens in a KV cache block.
-        chain: What may be promoted; see `PromptPlan.chain`.
+        chain: What may be promoted; see `PromptPlan.chain`. It is not if that is no gain.
         is_warming: Whether it is only there to have its modules encoded.
     """
     modules = tuple(modules)
@@ -116,19 +117,23 @@ def make_plan(
     ordered = tuple(sorted(new, key=attrgetter("start")))
     read = _by_position(ordered, reused)
     attended = tuple(planned.num_attended for planned in reused)
-    links = [p.layout for p in modules if p.layout.chain]
+    positions = merge_runs(tokens.run for tokens in read)
+    if chain is not None and is_exact(reused, positions):
+        chain = None
+    links = [p.layout for p in modules if p.layout.chain] if chain is None else chain.modules
     request = Plan(
         schema=layout.name,
-        positions=merge_runs(tokens.run for tokens in read),
+        positions=positions,
         spans=tuple(planned.span for planned in reused),
         modules=tuple(_packed(layout, modules)),
-        links=_links(links if chain is None else chain.modules),
+        links=_links(links),
         can_promote=chain is not None,
         relocations=tuple(p.layout.relocation for p in reused if p.layout.relocation is not None),
         siblings=layout.siblings,
         attended=attended if any(attended) else (),
         has_root=bool(reused) and reused[0].layout.index == ROOT,
         is_warming=is_warming,
+        num_exact_links=0 if chain is None else _num_exact(links, reused, positions),
     )
     token_ids = _token_ids(read)
     return PromptPlan(modules, ordered, block_size, token_ids, request, pack_plan(request), chain)
@@ -136,6 +141,14 @@ def make_plan(
 
 def _links(modules: Iterable[ModuleLayout]) -> tuple[ModuleSpan, ...]:
     return tuple(PlannedModule.first(m, m.num_kept_tokens).span for m in modules)
+
+
+def _num_exact(
+    links: Iterable[ModuleLayout], reused: Sequence[PlannedModule], positions: Sequence[Run]
+) -> int:
+    """The first links of a chain that hold nothing but what is exact without it."""
+    end = exact_until(reused, positions)
+    return sum(link.position_runs[-1].end <= end for link in links)
 
 
 def num_attention_rows(modules: Iterable[PlannedModule], new: Iterable[NewTokens]) -> int:

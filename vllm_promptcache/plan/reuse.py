@@ -7,11 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from vllm_promptcache.layout.first import as_first
 from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain, ChainPolicy
 from vllm_promptcache.plan.parts import NewTokens, PlannedModule, repeated_tokens
 from vllm_promptcache.plan.repair import repaired
+from vllm_promptcache.plan.standing import standing_first
 from vllm_promptcache.pml.ast import Prompt
 from vllm_promptcache.sequence.runs import Run, subtract_runs
 
@@ -76,26 +78,36 @@ class ReuseChooser:
             return self._exact()
         scaffold = self._scaffold()
         if not scaffold:
-            return self._with_logits(self._modular(self.imported))
+            return self._with_logits(self._with_unread(self._modular(self.imported)))
         if all(m.index in scaffold for m in self.imported if m.kept_token_ids):
             return self._exact()
-        return self._with_logits(self._jointly(scaffold))
+        return self._with_logits(self._with_unread(self._jointly(scaffold)))
 
     def _modular(self, imported: Iterable[ModuleLayout]) -> Reuse:
         """Every module by itself."""
         planned = [
             PlannedModule.first(module, module.num_reusable if module.cached else 0)
-            for module in imported
+            for module in self._as_they_stand(imported)
         ]
         planned = repaired(planned, self.prompt.repair)
         repeated = [tokens for item in planned for tokens in item.computed_again()]
-        cached = [item for item in planned if item.layout.cached]
-        return Reuse([*cached, *self._primers(cached)], repeated)
+        return Reuse([item for item in planned if item.layout.cached], repeated)
 
-    def _primers(self, modules: Iterable[PlannedModule]) -> list[PlannedModule]:
-        """The primers that modules were encoded behind. Of these nothing is read."""
-        used = {index for item in modules for index in item.layout.dependencies}
-        return [PlannedModule(p, ()) for p in self.layout.primers if p.index in used]
+    def _as_they_stand(self, imported: Iterable[ModuleLayout]) -> Iterator[ModuleLayout]:
+        """Modules, those that stand first with the KV of their variants."""
+        first = {module.index for module in standing_first(self.imported, self.new)}
+        for module in imported:
+            if module.first is None or module.index not in first:
+                yield module
+            else:
+                yield as_first(self.layout, module)
+
+    def _with_unread(self, reuse: Reuse) -> Reuse:
+        """Adds what modules were encoded behind and the prompt reads nothing of."""
+        known = {item.layout.index for item in reuse.modules}
+        used = {index for item in reuse.modules for index in item.layout.dependencies}
+        unread = [PlannedModule(self.layout.at(index), ()) for index in sorted(used - known)]
+        return Reuse([*reuse.modules, *unread], reuse.repeated)
 
     def _exact(self) -> Reuse:
         """Everything behind all that lies before it, up to the first token that is new."""

@@ -66,13 +66,15 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         modules: Modules that `spans` names and all that they are encoded behind, but for links.
         links: Modules of a chain: each is encoded behind all before it, and holds tokens that the
             prompt has at its positions.
-        can_promote: Whether the links may be read instead of `spans`, should they be resident.
+        can_promote: Whether the links may be read instead of `spans`, should they be resident: all,
+            or the first ones and behind them what `spans` reads there.
         relocations: Modules that `spans` reads at other places than where their schema has them.
         siblings: Keys of modules that other prompts of the schema read, one behind the other.
         attended: For each span how much it adds to the number of tokens that are repaired by
             attention, see `core.repair`; 0 if none of its are; empty without.
         has_root: Whether the first span is text that all prompts of the schema have.
         is_warming: Whether it is only there to have its modules encoded.
+        num_exact_links: The first links that hold nothing but what `spans` reads as exactly.
     """
 
     schema: str
@@ -86,6 +88,7 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
     attended: tuple[int, ...] = ()
     has_root: bool = False
     is_warming: bool = False
+    num_exact_links: int = 0
 
     @property
     def sequence(self) -> SequencePlan:
@@ -94,12 +97,27 @@ class Plan(msgspec.Struct, frozen=True, array_like=True):
         Raises:
             PlanError: It contradicts itself.
         """
-        return _sequence(self.spans, self.positions)
+        return self.reading(self.spans)
 
     @property
     def promoted(self) -> SequencePlan:
-        """The same where it reads the chain instead. Raises as `sequence`."""
-        return _sequence(self.links, self.positions)
+        """The same where it reads the whole chain instead. Raises as `sequence`."""
+        return self.reading(self.links)
+
+    def reading(self, spans: Sequence[ModuleSpan]) -> SequencePlan:
+        """The same where it reads some spans instead of its own.
+
+        Raises:
+            PlanError: They contradict each other or the plan.
+        """
+        sequence = SequencePlan.of(spans, self.positions)
+        # Tokens that two modules claim, or that are at no position of the prompt, would count
+        # twice.
+        _require(sequence.num_tokens == count(self.positions), "modules overlap")
+        _require(bool(sequence.position_runs), "no token is to be computed")
+        is_last = sequence.num_inner_runs < len(sequence.position_runs)
+        _require(is_last, "no new token is the last")
+        return sequence
 
     @property
     def num_modules(self) -> int:
@@ -198,17 +216,8 @@ def _check_names(plan: Plan) -> None:
     known.update(found.key for found in plan.relocations)
     known.update(link.key for link in plan.links)
     _require({span.key for span in plan.spans} <= known, "a module is missing")
+    _require(0 <= plan.num_exact_links <= len(plan.links), "bad number of links")
     _require(len(plan.siblings) % KEY_BYTES == 0, "keys of siblings of the wrong length")
-
-
-def _sequence(spans: Sequence[ModuleSpan], positions: Sequence[Run]) -> SequencePlan:
-    sequence = SequencePlan.of(spans, positions)
-    # Tokens that two modules claim, or that are at no position of the prompt, would count twice.
-    _require(sequence.num_tokens == count(positions), "modules overlap")
-    _require(bool(sequence.position_runs), "no token is to be computed")
-    is_last = sequence.num_inner_runs < len(sequence.position_runs)
-    _require(is_last, "no new token is the last")
-    return sequence
 
 
 def _check_span(span: ModuleSpan) -> None:

@@ -74,6 +74,7 @@ class StoreStats:
         num_relocations: Modules that were made from one at another place.
         num_promotions: Combinations of modules that were encoded exactly.
         num_promoted_requests: Requests that read these instead of modules encoded alone.
+        num_partly_promoted_requests: Requests that begin with modules of these.
     """
 
     num_commits: int = 0
@@ -85,6 +86,7 @@ class StoreStats:
     num_relocations: int = 0
     num_promotions: int = 0
     num_promoted_requests: int = 0
+    num_partly_promoted_requests: int = 0
 
 
 @dataclass(slots=True)

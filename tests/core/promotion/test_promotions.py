@@ -11,6 +11,7 @@ from vllm.v1.request import Request, RequestStatus
 from tests.core.plans import module, placed, plan, planned_request, span
 from tests.core.test_residency import Engine
 from vllm_promptcache.core.promotion import promotions
+from vllm_promptcache.sequence.codec import DETAIL_KEY
 from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import ModuleSpan
@@ -70,7 +71,8 @@ def test_a_combination_that_recurs_is_promoted() -> None:
     assert promote(engine) == []
     third = serve(engine, "3")
     assert third.prompt_token_ids == list(third.all_token_ids) == ORDER
-    assert engine.residency.promotions.is_ready(ModulePrompt.of(PLAN, range(NUM_TOKENS)), third)
+    prompt = ModulePrompt.of(PLAN, range(NUM_TOKENS))
+    assert engine.residency.promotions.num_ready(prompt, third) == len(KEYS)
     assert engine.residency.metrics.take().data["promoted"] == 1
     stats = engine.residency.store.stats
     assert (stats.num_promotions, stats.num_promoted_requests) == (1, 1)
@@ -128,6 +130,53 @@ def test_an_evicted_module_is_promoted_again() -> None:
     assert engine.residency.store.stats.num_promoted_requests == before
     assert KEYS[0] in promote(engine)
     assert fourth.sampling_params.extra_args is None
+
+
+def test_a_request_that_begins_like_a_promoted_one_reads_modules_behind_its_links() -> None:
+    engine = promoting_engine()
+    serve(engine, "1")
+    serve(engine, "2")
+    promote(engine)
+    stats = engine.residency.store.stats
+    other = placed([LINKS[0], span(module("exact other", 6))])
+    engine.add(user("3", other))
+    modular = engine.residency.requests["3"]
+    assert [found.key for found in modular.sequence.spans] == [LINKS[0].key, B.key]
+    assert modular.sequence.num_cached_tokens == 15
+    assert (stats.num_promoted_requests, stats.num_partly_promoted_requests) == (0, 1)
+    # Nothing is encoded for it, and it counts for the whole combination.
+    assert engine.prepare() == []
+    engine.run_encode(engine.queue[-1])
+    assert engine.residency.metrics.take().data["partly_promoted"] == 1
+    engine.add(user("4", other))
+    engine.run_encode(engine.queue[-1])
+    assert promote(engine) == [other[1].key]
+    engine.add(user("5", other))
+    assert (stats.num_promoted_requests, stats.num_partly_promoted_requests) == (1, 2)
+
+
+def test_links_that_are_as_good_as_what_is_planned_are_not_read() -> None:
+    engine = promoting_engine()
+    serve(engine, "1")
+    serve(engine, "2")
+    promote(engine)
+    other = placed([LINKS[0], span(module("exact other", 6))])
+    found = msgspec.structs.replace(PLAN, links=tuple(other), num_exact_links=1)
+    engine.add(planned_request("3", found, range(NUM_TOKENS)))
+    keys = [read.key for read in engine.residency.requests["3"].sequence.spans]
+    assert keys == [A.key, B.key]
+
+
+def test_a_client_is_told_what_is_read_behind_the_links() -> None:
+    engine = promoting_engine()
+    serve(engine, "1")
+    serve(engine, "2")
+    promote(engine)
+    request = user("3", placed([LINKS[0], span(module("exact other", 6))]))
+    paths = {"modules": ["a", "b"], "links": ["a (link)", "b (link)"]}
+    request.sampling_params.extra_args[DETAIL_KEY] = paths
+    engine.add(request)
+    assert engine.residency.requests["3"].account.paths == ["a (link)", "b"]
 
 
 def test_parameters_that_requests_share_keep_the_plan() -> None:

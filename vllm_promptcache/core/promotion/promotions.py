@@ -87,15 +87,17 @@ class Promotions:
         self._num_lacked = 0
         self._current: ModularRequest | None = None
 
-    def is_ready(self, prompt: ModulePrompt, request: Request) -> bool:
-        """Whether a request can be served exactly at once; if not, takes note that it came.
+    def num_ready(self, prompt: ModulePrompt, request: Request) -> int:
+        """How many links of its chain a request can read at once, from the first one on.
+
+        If these are not all, takes note that it came.
 
         Args:
             prompt: Its prompt, with a chain that may be promoted.
             request: The request.
         """
-        if not self._missing(prompt, adapter := adapter_of(request)):
-            return True
+        if not (missing := self._missing(prompt, adapter := adapter_of(request))):
+            return len(prompt.plan.links)
         name = prompt.plan.links[-1].key + adapter
         self._counts[name] = count = self._counts.pop(name, 0) + 1
         forget_oldest(self._counts, MAX_NUM_COUNTED)
@@ -104,11 +106,14 @@ class Promotions:
             self._candidates[name] = Candidate(prompt, request)
             forget_oldest(self._candidates, MAX_NUM_CANDIDATES)
             forget_oldest_of_size(self._candidates, MAX_NUM_CANDIDATE_TOKENS, _num_tokens)
-        return False
+        return prompt.links[missing[0]]
 
-    def served(self) -> None:
-        """Takes note of a request that reads its chain."""
-        self._store.stats.num_promoted_requests += 1
+    def served(self, *, is_whole: bool) -> None:
+        """Takes note of a request that reads its chain, or the first links of it."""
+        if is_whole:
+            self._store.stats.num_promoted_requests += 1
+        else:
+            self._store.stats.num_partly_promoted_requests += 1
 
     def next(self) -> tuple[ModularRequest, bytes] | None:
         """Returns the request to encode for now, and the first link that it lacks.

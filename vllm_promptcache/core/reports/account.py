@@ -19,6 +19,8 @@ class Account:
             a prompt that was repaired nothing of a span may be left.
         since: When it arrived, in seconds of the monotonic clock.
         is_promoted: Whether it reads a chain in place of modules that were encoded alone.
+        num_links: Links of its chain that it reads; if these are not all, modules that were encoded
+            alone are behind them.
         has_waited: Whether a module was missing when it was looked for.
         encoded_keys: Modules it found missing, so that they were encoded for it, by their keys in
             the store.
@@ -31,6 +33,7 @@ class Account:
     span_numbers: Sequence[int] | None = None
     since: float = field(default_factory=time.monotonic)
     is_promoted: bool = False
+    num_links: int = 0
     has_waited: bool = False
     encoded_keys: set[bytes] = field(default_factory=set)
     cold: dict[int, int] = field(default_factory=dict)

@@ -83,6 +83,8 @@ class ModuleMetrics:
             self._add("cold", len(account.cold))
         if account.is_promoted:
             self._add("promoted", 1)
+        elif account.num_links:
+            self._add("partly_promoted", 1)
         if account.has_waited:
             seconds = time.monotonic() - account.since
             self._add("wait_seconds", [seconds])

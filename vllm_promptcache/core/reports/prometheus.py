@@ -23,6 +23,10 @@ COUNTERS = {
     "tokens_computed": ("tokens_computed", "New tokens of prompts that read modules."),
     "cold": ("cold_modules", "Modules that prompts computed themselves: they were nowhere."),
     "promoted": ("promoted_requests", "Requests served exactly, by promoted modules."),
+    "partly_promoted": (
+        "partly_promoted_requests",
+        "Requests that read promoted modules, and others behind these.",
+    ),
     "evictions": ("evictions", "Modules that lost a block to other requests or to a reset."),
 }
 HISTOGRAMS = {
