@@ -15,6 +15,7 @@ from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import PaperPrompts, Prompts, make_planner
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.errors import ClientError
+from vllm_promptcache.layout.primer_tokens import PrimerTokens
 from vllm_promptcache.plan import Explanation, PromptPlan
 from vllm_promptcache.pml import parse_schema
 from vllm_promptcache.sequence.codec import unpack_plan
@@ -29,14 +30,14 @@ NESTED = """r1 r2 <module name="o">o1 o2 o3</module>
     <module name="e"><param name="q" len="1"/> e1 <module name="f">f1</module></module>"""
 COMPACT = 'encode="primed" layout="compact"'
 FREE = f'{COMPACT} order="any"'
-# As they have been written in the word tokenizer's words: a primer of sentences of one token each.
-SENTENCES = [[1], [1]]
+# Two sentences of a token each.
+PRIMER = PrimerTokens.of([[1], [1]])
 
 
 def prompts_of(children: str, attributes: str = 'encode="primed"', **options: bool) -> Prompts:
     """Plans prompts of a schema with a short primer; repairs nothing."""
     made = PaperPrompts("other", **options)
-    made.planner.schemas.compiler.tokenizer.primer = SENTENCES
+    made.planner.schemas.compiler.tokenizer.primer = PRIMER
     schema = parse_schema(f'<schema name="s" {attributes}>{children}</schema>')
     made.layout = made.planner.schemas.add(schema)
     return made
