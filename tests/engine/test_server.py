@@ -140,10 +140,10 @@ def test_the_response_tells_what_was_reused(url: str) -> None:
     asked = {"prompt_modules": {"detail": True}}
     text = PROMPT.replace("maui", "miami")
     first, second = (json.loads(post(url, prompt=text, **asked)[1]) for _ in range(2))
-    assert [(m["path"], m["status"]) for m in first["prompt_modules"]] == [
-        ("", "hit"),
-        ("plan", "hit"),
-        ("plan/miami", "encoded"),
+    assert [(m["path"], m["status"], m["read_as"]) for m in first["prompt_modules"]] == [
+        ("", "hit", "isolated"),
+        ("plan", "hit", "anchored"),
+        ("plan/miami", "encoded", "primed"),
     ]
     assert {module["status"] for module in second["prompt_modules"]} == {"hit"}
     assert first["kv_transfer_params"] is None

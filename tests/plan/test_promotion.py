@@ -27,7 +27,10 @@ def test_a_plan_names_the_chain_of_the_exact_prompt(prompts: Prompts) -> None:
     assert packed.promoted == exact.sequence
     assert packed.links == exact.sequence.spans
     assert exact.prompt_token_ids == plan.prompt_token_ids
-    assert plan.paths == {"modules": ["", "a", "c"], "links": ["a", "c"]}
+    assert plan.detail == {
+        "modules": [("", "exact"), ("a", "isolated"), ("c", "isolated")],
+        "links": [("a", "exact"), ("c", "exact")],
+    }
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from vllm_promptcache.sequence.promoted import PromotedPrompt
 from vllm_promptcache.sequence.prompt import ModulePrompt
 from vllm_promptcache.sequence.spans import SequencePlan
 
-Detail: TypeAlias = dict[str, list[str]]
-"""Paths of the spans of a plan, and of its links, as a client asks for them."""
+Detail: TypeAlias = dict[str, list[tuple[str, str]]]
+"""Path of each span of a plan, and of each link, and what it is read as, for a client that asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Arrivals:
         modular = self._of(request, prompt, prompt.plan.sequence)
         modular.attended = prompt.plan.attended
         if detail is not None:
-            modular.account.paths = detail["modules"]
+            modular.account.modules = detail["modules"]
         return modular
 
     def _promoted(
@@ -85,7 +85,7 @@ class Arrivals:
         modular.account.num_links, modular.account.is_promoted = num_links, is_whole
         if detail is not None:
             others = (detail["modules"][number] for number in promoted.numbers)
-            modular.account.paths = [*detail["links"][:num_links], *others]
+            modular.account.modules = [*detail["links"][:num_links], *others]
         return modular
 
     def _of(self, request: Request, prompt: ModulePrompt, sequence: SequencePlan) -> ModularRequest:
@@ -107,7 +107,7 @@ class Arrivals:
 
 
 def _take_plan(request: Request) -> tuple[object, Detail | None]:
-    """Takes a plan, and the paths that a client asked for, out of a request's parameters.
+    """Takes a plan, and the detail that a client asked for, out of a request's parameters.
 
     Workers are sent the parameters. These are copied, since several requests may share them.
     """

@@ -34,9 +34,9 @@ NO_EMBEDDINGS = "a PML prompt cannot carry embeddings or multi-modal data"
 # Under this key a plan travels.
 PLAN_FIELD = "prompt_module_plan"
 
-# Under these, paths of its modules, where the client wants to know about them; and the time that
-# planning began and ended, in nanoseconds since the epoch.
-_PATHS_FIELD = "prompt_module_paths"
+# Under these, what its modules are called and read as, where the client wants to know about them;
+# and the time that planning began and ended, in nanoseconds since the epoch.
+_DETAIL_FIELD = "prompt_module_detail"
 _DURATION_FIELD = "prompt_module_plan_duration"
 
 
@@ -114,7 +114,7 @@ def planned_prompt(
     if since_ns is not None:
         planned[_DURATION_FIELD] = (since_ns, time.time_ns())
     if has_detail:
-        planned[_PATHS_FIELD] = plan.paths
+        planned[_DETAIL_FIELD] = plan.detail
     return planned
 
 
@@ -127,7 +127,7 @@ def plan_of_client(prompt: Any) -> PromptPlan | None:
 
 def keep_plan(prompt: Any, engine_input: Any) -> Any:
     """Returns what vLLM has made of a prompt, with the prompt's plan."""
-    for field in (PLAN_FIELD, _PATHS_FIELD, _DURATION_FIELD):
+    for field in (PLAN_FIELD, _DETAIL_FIELD, _DURATION_FIELD):
         if field in prompt:
             engine_input[field] = prompt[field]
     return engine_input
@@ -161,8 +161,8 @@ def process_inputs(
         extra_args.pop(DETAIL_KEY, None)
         if plan is not None:
             extra_args[PLAN_KEY] = plan.packed
-            if (paths := prompt.get(_PATHS_FIELD)) is not None:
-                extra_args[DETAIL_KEY] = paths
+            if (detail := prompt.get(_DETAIL_FIELD)) is not None:
+                extra_args[DETAIL_KEY] = detail
             room = processor.model_config.max_model_len - plan.next_position
             sampling_params.max_tokens = min(sampling_params.max_tokens, room)
         sampling_params.extra_args = extra_args or None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from vllm_promptcache.layout.module_layout import ModuleLayout
 from vllm_promptcache.plan.pieces import pieces_of
+from vllm_promptcache.policies import EncodeName
 from vllm_promptcache.sequence.runs import Run, count, subtract_runs
 from vllm_promptcache.sequence.spans import ModuleSpan
 
+ReadAs: TypeAlias = Literal[EncodeName, "repaired"]
+"""How near a module is to a plain prefill: `exact` equals it, `repaired` has tokens that do, any
+other is named by what it was encoded behind."""
 NewKind: TypeAlias = Literal["argument", "text", "repeated"]
 
 
@@ -43,6 +47,17 @@ class PlannedModule:
     def num_tokens(self) -> int:
         """How many of its kept tokens are reused."""
         return count(self.reused)
+
+    def read_as(self, exact: Collection[int]) -> ReadAs:
+        """What it is read as, before the engine repairs anything.
+
+        Args:
+            exact: Indexes of the modules that equal a plain prefill.
+        """
+        if self.layout.index in exact:
+            return "exact"
+        # Only the first tokens are repaired here; where the last one is missing, it has the logits.
+        return "repaired" if self.reused[0].start else self.layout.policy.encode
 
     @property
     def span(self) -> ModuleSpan:

@@ -12,7 +12,7 @@ from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.plan.chain import Chain
 from vllm_promptcache.plan.parts import NewTokens, PlannedModule, repeated_tokens
-from vllm_promptcache.plan.standing import exact_until, is_exact
+from vllm_promptcache.plan.standing import exact_until, is_exact, read_exactly
 from vllm_promptcache.sequence.codec import (
     PackedModule,
     Plan,
@@ -66,11 +66,21 @@ class PromptPlan:
         return ModulePrompt.of(self.request, self.prompt_token_ids)
 
     @property
-    def paths(self) -> dict[str, list[str]]:
-        """Paths of the modules that it reads, and of the links that may be read instead."""
+    def detail(self) -> dict[str, list[tuple[str, str]]]:
+        """What a client is told of modules that it reads, and of links that may be read instead.
+
+        Path, and what it is read as, see `plan.parts.ReadAs`.
+        """
+        exact = read_exactly(self.modules, self.request.positions)
         links = () if self.chain is None else self.chain.modules
-        modules = [planned.layout.path for planned in self.modules if planned.reused]
-        return {"modules": modules, "links": [link.path for link in links]}
+        return {
+            "modules": [
+                (planned.layout.path, planned.read_as(exact))
+                for planned in self.modules
+                if planned.reused
+            ],
+            "links": [(link.path, "exact") for link in links],
+        }
 
     @property
     def num_tokens(self) -> int:

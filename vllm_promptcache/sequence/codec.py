@@ -24,8 +24,8 @@ from vllm_promptcache.sequence.spans import (
 T = TypeVar("T")
 
 PLAN_KEY = "prompt_modules"
-# Beside the plan: paths of the modules it reads, where the client wants to know about them.
-DETAIL_KEY = "prompt_module_paths"
+# Beside the plan: what its modules are called and read as, where the client wants to know.
+DETAIL_KEY = "prompt_module_detail"
 
 
 class Recipe(msgspec.Struct, frozen=True, array_like=True):

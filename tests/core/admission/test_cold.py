@@ -61,11 +61,13 @@ def keys(modular: ModularRequest) -> list[bytes]:
     return [one.key for one in modular.sequence.spans]
 
 
-def told(modular: ModularRequest, paths: Sequence[str]) -> list[tuple[str, int, str]]:
-    modular.account.paths = paths
+def told(
+    modular: ModularRequest, paths: Sequence[str], read_as: str = "primed"
+) -> list[tuple[str, int, str, str]]:
+    modular.account.modules = [(path, read_as) for path in paths]
     usage = module_usage(modular)
     assert usage is not None
-    return [(one["path"], one["tokens"], one["status"]) for one in usage]
+    return [(one["path"], one["tokens"], one["status"], one["read_as"]) for one in usage]
 
 
 def test_the_first_prompt_computes_its_modules_and_the_second_has_them_encoded() -> None:
@@ -76,7 +78,10 @@ def test_the_first_prompt_computes_its_modules_and_the_second_has_them_encoded()
     assert first.sequence.position_runs == (Run(0, 19),)
     assert list(first.request.all_token_ids) == list(range(19))
     assert engine.residency.map(first) == []
-    assert told(first, ["a", "b"]) == [("a", 9, "cold"), ("b", 7, "cold")]
+    assert told(first, ["a", "b"]) == [
+        ("a", 9, "cold", "exact"),
+        ("b", 7, "cold", "exact"),
+    ]
     engine.queue.clear()
     second = engine.add("2", A, B)
     assert engine.prepare() == [A, B]
@@ -115,7 +120,11 @@ def test_what_is_resident_is_read_all_the_same() -> None:
     assert keys(modular) == [B.key]
     assert modular.sequence.position_runs == (Run(0, 9), Run(16, 3))
     assert modular.account.span_numbers == [1]
-    assert told(modular, ["a", "b"]) == [("a", 9, "cold"), ("b", 7, "hit")]
+    assert told(modular, ["a", "b"]) == [
+        ("a", 9, "cold", "repaired"),
+        ("b", 7, "hit", "primed"),
+    ]
+    assert {one[-1] for one in told(modular, ["a", "b"], "exact")} == {"exact"}
 
 
 def test_without_other_modules_the_schemas_own_text_is_computed_too() -> None:

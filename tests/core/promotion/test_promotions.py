@@ -173,10 +173,13 @@ def test_a_client_is_told_what_is_read_behind_the_links() -> None:
     serve(engine, "2")
     promote(engine)
     request = user("3", placed([LINKS[0], span(module("exact other", 6))]))
-    paths = {"modules": ["a", "b"], "links": ["a (link)", "b (link)"]}
-    request.sampling_params.extra_args[DETAIL_KEY] = paths
+    request.sampling_params.extra_args[DETAIL_KEY] = {
+        "modules": [("a", "exact"), ("b", "primed")],
+        "links": [("a (link)", "exact"), ("b (link)", "exact")],
+    }
     engine.add(request)
-    assert engine.residency.requests["3"].account.paths == ["a (link)", "b"]
+    told = engine.residency.requests["3"].account.modules
+    assert told == [("a (link)", "exact"), ("b", "primed")]
 
 
 def test_parameters_that_requests_share_keep_the_plan() -> None:

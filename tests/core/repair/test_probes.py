@@ -104,6 +104,7 @@ def test_the_most_attended_chunks_are_computed_in_their_place() -> None:
     # In the second chunk of B; one of A would count most, but A has seen all there is.
     modular = probed(engine, 0, 1, 2, 40)
     assert modular.account.span_numbers == [0, 1, 2]
+    assert modular.account.repaired == {1}
     runs = [one.runs for one in modular.sequence.spans]
     assert runs == [(Run(0, 9),), (Run(0, 16), Run(32, 8)), (Run(0, 17),)]
     assert modular.sequence.position_runs == (Run(36, CHUNK_SIZE), Run(1000, NUM_NEW))

@@ -110,6 +110,8 @@ class Probes:
         if self.max_rows is not None and num_rows > self.max_rows:
             self._leave_as_it_is(asker, f"it would take {num_rows} rows of attention")
             return
+        before = asker.sequence.spans
+        asker.account.repairs(n for n, s in spans.items() if s.num_tokens < before[n].num_tokens)
         self._follow(asker, table, list(spans))
 
     def _leave_as_it_is(self, asker: ModularRequest, reason: str) -> None:

@@ -32,16 +32,22 @@ def uncount_encoded(modular: ModularRequest) -> None:
 def module_usage(modular: ModularRequest) -> list[dict[str, Any]] | None:
     """The modules of a request whose client asked for them, in the order of its plan.
 
-    Path, tokens that it reads (that it computes, of a cold one), and `hit`, `encoded` or `cold`.
+    Path; tokens that it reads, or of a cold module computes; `hit`, `encoded` or `cold`; and what
+    these tokens are: `exact`, `repaired`, or what they were encoded behind.
     """
-    account, paths = modular.account, modular.account.paths
-    if paths is None:
+    account, modules = modular.account, modular.account.modules
+    if modules is None:
         return None
-    numbers = range(len(paths)) if account.span_numbers is None else account.span_numbers
-    told = {number: (num_tokens, "cold") for number, num_tokens in account.cold.items()}
-    for number, (span, key) in zip(numbers, modular.span_keys(), strict=True):
-        told[number] = span.num_tokens, "encoded" if key in account.encoded_keys else "hit"
+    numbers = range(len(modules)) if account.span_numbers is None else account.span_numbers
+    read = dict(zip(numbers, modular.span_keys(), strict=True))
+    read_as = {n: "repaired" if n in account.repaired else modules[n][1] for n in read}
+    # What is computed has seen all that is before it, be that exact or not.
+    computed_as = "exact" if {*read_as.values()} <= {"exact"} else "repaired"
+    told = {n: (num_tokens, "cold", computed_as) for n, num_tokens in account.cold.items()}
+    for number, (span, key) in read.items():
+        status = "encoded" if key in account.encoded_keys else "hit"
+        told[number] = span.num_tokens, status, read_as[number]
     return [
-        {"path": paths[number], "tokens": num_tokens, "status": status}
-        for number, (num_tokens, status) in sorted(told.items())
+        {"path": modules[n][0], "tokens": num_tokens, "status": status, "read_as": what}
+        for n, (num_tokens, status, what) in sorted(told.items())
     ]
