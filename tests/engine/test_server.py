@@ -142,7 +142,7 @@ def test_the_response_tells_what_was_reused(url: str) -> None:
     first, second = (json.loads(post(url, prompt=text, **asked)[1]) for _ in range(2))
     assert [(m["path"], m["status"], m["read_as"]) for m in first["prompt_modules"]] == [
         ("", "hit", "isolated"),
-        ("plan", "hit", "anchored"),
+        ("plan", "hit", "primed"),
         ("plan/miami", "encoded", "primed"),
     ]
     assert {module["status"] for module in second["prompt_modules"]} == {"hit"}
