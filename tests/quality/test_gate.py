@@ -10,11 +10,10 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import make_planner
 from tests.quality.profiles import measured, profile
-from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.plan import Explanation, Planner
-from vllm_promptcache.pml import Pin, parse_schema
+from vllm_promptcache.pml import parse_schema
 from vllm_promptcache.quality.gate import PolicyGate
 from vllm_promptcache.quality.profile import Profile
 
