@@ -10,10 +10,11 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import make_planner
 from tests.quality.profiles import measured, profile
+from vllm_promptcache.entrypoints.pinning import engine_pins
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.layout import SchemaLayout
 from vllm_promptcache.plan import Explanation, Planner
-from vllm_promptcache.pml import parse_schema
+from vllm_promptcache.pml import Pin, parse_schema
 from vllm_promptcache.quality.gate import PolicyGate
 from vllm_promptcache.quality.profile import Profile
 
@@ -132,3 +133,36 @@ def read_as(plans: Planner, attributes: str) -> str:
     """The policy of a prompt's last module; the first one is exact under some others, too."""
     plan = plans.plan(f"<prompt schema='s' {attributes}><a/><b/> end</prompt>")
     return [module.policy for module in Explanation.of(plan).modules if any(module.reused)][-1]
+
+
+def test_several_policies_may_pass() -> None:
+    of = profile(measured=(measured("isolated"), measured("anchored")))
+    children = MODULES + '<module name="c" encode="isolated">c1 c2</module>'
+    assert policy(add(children=children, of=of)) == ("anchored, isolated", None)
+
+
+def test_exact_schemas_pass() -> None:
+    assert policy(add('encode="exact"')) == ("exact", None)
+
+
+@pytest.mark.parametrize("attributes", ["", 'private="true"'])
+def test_prompts_of_a_schema_that_fell_back_are_exact(attributes: str) -> None:
+    of = profile()
+    plans = planner(of)
+    plans.schemas.add(
+        parse_schema(f'<schema name="s" encode="isolated" {attributes}>{MODULES}</schema>')
+    )
+    plan = plans.plan("<prompt schema='s'><a/><b/> end</prompt>", salt="tenant")
+    assert {module.policy for module in Explanation.of(plan).modules if any(module.reused)} == {
+        "exact"
+    }
+    assert not list(plans.warm_plans("s", salt="tenant"))
+
+
+@pytest.mark.parametrize("of", [profile(), profile(measured=(), default="exact")])
+def test_nothing_of_a_pinned_schema_is_pinned_once_it_is_exact(of: Profile) -> None:
+    assert len(engine_pins(add('pin="true"'), 4)) == 2
+    attributes = 'pin="true" encode="isolated"' if of.passed else 'pin="true"'
+    layout = add(attributes, of=of)
+    assert layout.is_exact
+    assert engine_pins(layout, 4) == engine_pins(layout, 4, Pin(60)) == []
