@@ -71,7 +71,7 @@ def rate(engine: Engine, prompts: Sequence[Prompt]) -> float:
 
 def run(modular: Engine, plain: Engine, trace: Trace, num_rounds: int) -> None:
     """Measures and prints requests a second of both, and the ratio."""
-    modular.add_schema(trace.documents.schema)
+    modular.add_schema(trace.documents.compact_schema)
     modular.generate_together(trace.each_first(), max_tokens=1)
     rates = []
     for _ in range(NUM_WARMUPS + num_rounds):

@@ -39,10 +39,18 @@ class Documents:
     @property
     def schema(self) -> str:
         """The schema in PML."""
+        return self._schema("")
+
+    @property
+    def compact_schema(self) -> str:
+        """The same with modules that move: only those of a prompt take positions."""
+        return self._schema(' layout="compact"')
+
+    def _schema(self, attributes: str) -> str:
         modules = "".join(
             f'<module name="doc{i}">{text}.</module>' for i, text in enumerate(self.texts)
         )
-        return f'<schema name="documents"><user>{modules}</user></schema>'
+        return f'<schema name="documents"{attributes}><user>{modules}</user></schema>'
 
     def prompt(self, order: list[int], question: str, *, repair: str = "none") -> str:
         """A prompt in PML that imports the documents in `order`."""
