@@ -66,11 +66,14 @@ class ColdModules:
         """
         if self.encode_after == 1 or not self._may_change(modular):
             return ()
-        spans, cold = modular.sequence.spans, self._cold(modular)
+        # It is asked in each step in which the request waits.
+        if not (cold := self._cold(modular)):
+            return ()
+        spans = modular.sequence.spans
         kept = [number for number in range(len(spans)) if number not in cold]
         sequence = SequencePlan.of((spans[n] for n in kept), modular.prompt.plan.positions)
         table = BlockTable.of(sequence, modular.table.block_size)
-        if not cold or (self.max_rows is not None and table.num_attention_rows > self.max_rows):
+        if self.max_rows is not None and table.num_attention_rows > self.max_rows:
             return ()
         attended = [modular.attended[number] for number in kept] if modular.attended else []
         modular.attended = attended if any(attended) else ()
