@@ -143,6 +143,7 @@ class Stress:
             "served exactly": stats.num_promoted_requests,
             "behind links": stats.num_partly_promoted_requests,
             "variants read": self.counts["variants"],
+            "computed cold": self.counts["cold"],
             "repaired by attention": self.counts["repaired"],
             "resets": self.counts["reset"] + self.counts["reset_running"],
             "schemas replaced": self.counts["schema"],
@@ -277,6 +278,7 @@ class Stress:
             modular = self._requests.get(live.internal_id)
             served = as_promoted(live.explanation, modular)
             self.counts["variants"] += sum(map(_is_variant, served["modules"]))
+            self.counts["cold"] += 0 if modular is None else len(modular.account.cold)
             repaired = as_repaired(served, modular)
             self.counts["repaired"] += repaired is not served
             expected = repaired

@@ -53,7 +53,8 @@ def stress(folder: Path, num_operations: int, seed: int) -> str:
         AssertionError: Something is wrong; it names the seed and the last operations.
     """
     model = LLAMA.save(folder)
-    options = ENGINE_ARGS["prompt_modules"] | {"dir": str(folder / "modules")}
+    cold = "plain" if seed % 2 else "encode"
+    options = ENGINE_ARGS["prompt_modules"] | {"dir": str(folder / "modules"), "cold": cold}
     with running_engine(model, **(ENGINE_ARGS | {"prompt_modules": options})) as llm:
         run = Stress(llm, Reference(model), seed)
         try:
