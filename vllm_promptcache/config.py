@@ -97,8 +97,9 @@ class PromptModulesConfig:
     """GiB that the files in this folder may take, about; those not used longest are deleted."""
 
     promote_after: int = Field(default=2, ge=0)
-    """After so many prompts with the same modules, encode these behind each other while the engine
-    has nothing else to do; from then on such prompts equal a plain prefill. 0 is for never."""
+    """After so many prompts with the same modules, encode these behind each other, a little in each
+    step that has no other prompt; from then on such prompts equal a plain prefill. 0 is for
+    never."""
 
     max_promoted_share: float = Field(default=0.25, ge=0, le=1)
     """Share of the KV cache's blocks that modules of this kind may take together."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -30,18 +28,8 @@ AS_THEY_ARE = {"repair": "none", "promote_after": 0}
 EVERYTHING = {"repair": "query:20", "promote_after": 1, "max_promoted_share": 0.5, "prefetch": True}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """An engine's configuration sets up vLLM's logger, whose lines other tests look for."""
-    logger = logging.getLogger("vllm")
-    propagate, level, handlers = logger.propagate, logger.level, list(logger.handlers)
-    yield
-    logger.propagate, logger.handlers = propagate, handlers
-    logger.setLevel(level)
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, logging_as_before: None) -> Path:
     return LLAMA.save(tmp_path_factory.mktemp("model"))
 
 

@@ -152,8 +152,8 @@ SCHEDULER = Reliance(
         "vllm.v1.core.sched.scheduler:Scheduler": (
             "_enqueue_waiting_request _free_request _get_local_prefix_cache_hit "
             "_handle_blocked_waiting_request _holds_kv_blocks _inflight_prefill_reserved_blocks "
-            "_preempt_request add_request finish_requests reset_prefix_cache schedule "
-            "update_from_output"
+            "_preempt_request _reserve_prefill_lookahead add_request finish_requests "
+            "reset_prefix_cache schedule update_from_output"
         ),
         "vllm.v1.core.sched.async_scheduler": "AsyncScheduler",
         "vllm.v1.core.sched.request_queue:SchedulingPolicy": "PRIORITY",

@@ -72,6 +72,29 @@ def limited_step(scheduler: Scheduler, num_tokens: int | None) -> Iterator[None]
         scheduler.max_num_active_reqs = max_num_active
 
 
+@contextlib.contextmanager
+def limited_requests(scheduler: Any, limit: Callable[[Request, int], int] | None) -> Iterator[None]:
+    """Has the scheduler compute `limit(request, num_tokens)` tokens of a request at most inside.
+
+    A request that waits must be allowed one at least, or be held back. None limits nothing.
+    Can go when a request can say how many of its tokens a step may compute.
+    """
+    if limit is None:
+        yield
+        return
+    reserve = scheduler._reserve_prefill_lookahead
+
+    def limited(request: Request, num_computed_tokens: int, num_new_tokens: int) -> int:
+        num_tokens: int = reserve(request, num_computed_tokens, limit(request, num_new_tokens))
+        return num_tokens
+
+    scheduler._reserve_prefill_lookahead = limited
+    try:
+        yield
+    finally:
+        del scheduler._reserve_prefill_lookahead
+
+
 def admit_no_more(scheduler: Scheduler) -> None:
     """Ends the walk along the waiting queue in the step that is being scheduled.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -134,8 +135,6 @@ class ModuleResidency:
 
     def add(self, request: Request) -> None:
         """Takes note of a new request that carries a plan; rejects it if the plan is bad."""
-        if (promoted := self.promotions.interrupt()) is not None:
-            self.encodes.leave(promoted)
         try:
             modular = self._arrivals.read(request)
         except PlanError as error:
@@ -176,19 +175,29 @@ class ModuleResidency:
                 hash_private_blocks(modular)
 
     def promote(self) -> list[Request]:
-        """Returns what makes a prompt exact next, for an engine that has nothing else to do.
+        """Returns what makes a prompt exact next, if nothing that does is under way.
 
         That is the encode of one link of its chain, behind those of contexts that it lost.
         """
-        if (found := self.promotions.next()) is None:
-            return []
-        try:
-            if not self._waiting.fits(found[0]):
-                return []
-            return self._enter(self._waiting.encode(*found))
-        except PlanError:
-            # Requests of the same plan say so.
-            return []
+        while self.encodes.for_nobody is None and (found := self.promotions.next()) is not None:
+            modular, key = found
+            if modular.store_key(key) in self.encodes:
+                self.promotions.interrupt()
+                break
+            # Requests of the same plan say what is wrong with it.
+            with suppress(PlanError):
+                if self._waiting.fits(modular):
+                    return self._enter(self._waiting.encode_for_nobody(modular, key))
+            self.promotions.give_up()
+        return []
+
+    def is_for_nobody(self, request: Request) -> bool:
+        """Whether a request is one of our own that no user's request waits for."""
+        encode = self.get(request)
+        return isinstance(encode, EncodeRequest) and all(
+            waiter in self._requests and self.is_for_nobody(self._requests[waiter].request)
+            for waiter in encode.waiters
+        )
 
     def _enter(self, internals: Sequence[InternalRequest]) -> list[Request]:
         """Takes note of new requests of our own; returns them as vLLM's."""
@@ -266,6 +275,11 @@ class ModuleResidency:
     def is_over(self, request: Request) -> bool:
         """Whether none behind `request`, which vLLM has come to, can be admitted in this step."""
         return self._waiting.is_over(request)
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether a user's request waits for blocks in this step."""
+        return self._waiting.is_short_of_room
 
     def take_ended_internal(self) -> set[str]:
         """Returns the ids of our own requests that have ended; nobody waits for their output."""

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -27,10 +28,13 @@ from vllm_promptcache.compat.scheduler import (
     admit_no_more,
     allocate_ahead,
     choose_published_blocks,
+    limited_requests,
     limited_step,
 )
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.core.admission.attention_budget import AttentionBudget
+from vllm_promptcache.core.promotion.background import Background
+from vllm_promptcache.core.promotion.pace import Pace
 from vllm_promptcache.core.reports.integrity import check_integrity
 from vllm_promptcache.core.reports.usage import module_usage
 from vllm_promptcache.core.request import InternalRequest
@@ -41,6 +45,9 @@ from vllm_promptcache.sequence.codec import PLAN_KEY
 from vllm_promptcache.store import ModuleStore
 
 logger = module_logger(__name__)
+
+# Tokens that a step computes for nobody beside users, at least: on a GPU they are cheap together.
+MIN_NUM_TOKENS_FOR_NOBODY = 1 if current_platform.is_cpu() else 64
 
 
 class PromptModuleMixin(Scheduler):
@@ -78,6 +85,11 @@ class PromptModuleMixin(Scheduler):
         self._attention = AttentionBudget(
             scheduling.max_num_seqs, self.residency.get, is_chunked=is_chunked
         )
+        pace = Pace(
+            min_num_tokens=MIN_NUM_TOKENS_FOR_NOBODY,
+            max_num_tokens=self.max_num_scheduled_tokens,
+        )
+        self._background = Background(self.residency, pace, is_chunked=is_chunked)
         choose_published_blocks(manager, self.residency.may_publish)
         allocate_ahead(manager, self.residency.num_ahead)
         self.connector.bind_residency(self.residency)
@@ -123,23 +135,41 @@ class PromptModuleMixin(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Starts the encodes and probes that waiting requests need, then schedules as vLLM does.
 
-        One of a step that has nothing else to do makes a combination of modules exact.
+        What the step leaves goes to encodes that nobody waits for.
         """
         self.residency.follow_adapters(self.requests.values())
         # An encode that ends leaves the encodes of its contexts, which nobody may wait for then.
         while orphans := self.residency.take_orphans():
             self.finish_requests(orphans, RequestStatus.FINISHED_ABORTED)
-        if not self.requests:
-            # Workers are told of a request's end in a step more, when its answer has left.
-            self._add_internal(self.residency.promote())
+        # Workers are told of a request's end in a step more, so the last answer has left then.
+        self._add_internal(self._background.start_step(self.running, self.waiting))
+        self._prepare()
+        if self._make_way():
+            self._prepare()
+        self._raise_outranked()
+        limited = limited_step(self, self._attention.start_step(self.running))
+        with limited, limited_requests(self, self._background.limit):
+            output = super().schedule(throttle_prefills)
+        self._background.scheduled(output)
+        return output
+
+    def _prepare(self) -> None:
         # Where nobody waits it makes no difference who runs.
         users = (request for request in self.running if not self._is_internal(request))
         num_users = sum(1 for _ in users) if self.waiting else 0
         num_reserved = self._inflight_prefill_reserved_blocks()
         self._add_internal(self.residency.prepare(self.waiting, num_users, num_reserved))
-        self._raise_outranked()
-        with limited_step(self, self._attention.start_step(self.running)):
-            return super().schedule(throttle_prefills)
+
+    def _make_way(self) -> bool:
+        """Ends what is encoded for nobody if it is in the way of users; returns whether it was."""
+        is_full = len(self.running) >= self.max_num_active_reqs or self._attention.is_full
+        if (found := self._background.in_the_way(is_full=is_full)) is not None:
+            self._end_for_nobody(found)
+        return found is not None
+
+    def _end_for_nobody(self, request_id: str) -> None:
+        self.residency.promotions.interrupt()
+        self.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
 
     def _is_internal(self, request: Request) -> bool:
         return isinstance(self.residency.get(request), InternalRequest)
@@ -164,6 +194,7 @@ class PromptModuleMixin(Scheduler):
     ) -> dict[int, EngineCoreOutputs]:
         """As vLLM, without the outputs of our own requests, with those of rejected ones."""
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self._background.ended(scheduler_output)
         if ended := self.residency.take_ended_internal():
             for client in outputs.values():
                 client.outputs = [o for o in client.outputs if o.request_id not in ended]
@@ -193,6 +224,9 @@ class PromptModuleMixin(Scheduler):
         self, reset_running_requests: bool = False, reset_connector: bool = False
     ) -> bool:
         """As vLLM; modules are forgotten with the rest, pinned ones until they are used again."""
+        if (encode := self.residency.encodes.for_nobody) is not None and not encode.waiters:
+            # vLLM resets nothing while a request runs.
+            self._end_for_nobody(encode.request_id)
         self.residency.release()
         self.residency.tiers.forget()
         return super().reset_prefix_cache(reset_running_requests, reset_connector)
@@ -206,7 +240,8 @@ class PromptModuleMixin(Scheduler):
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         is_over = self.residency.is_over(request)
         # Who has blocks goes first, as in vLLM: others may wait for them.
-        if not self._holds_kv_blocks(request) and self.residency.holds_back(request):
+        is_held_back = self._background.holds_back(request) or self.residency.holds_back(request)
+        if not self._holds_kv_blocks(request) and is_held_back:
             if is_over:
                 admit_no_more(self)
             return False

@@ -57,7 +57,7 @@ def plan_prompt(
         max_model_len: Positions the model has.
         block_size: Tokens in a KV cache block.
         ending: What follows the prompt in a chat, instead of the generation prompt.
-        promotes: Whether the engine may encode its modules behind each other in idle steps.
+        promotes: Whether the engine may encode its modules behind each other for later ones.
         budgets: What it may ask of the engine. A repair that its schema says and that would ask
             for more is left out.
 

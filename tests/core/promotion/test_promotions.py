@@ -78,18 +78,35 @@ def test_a_combination_that_recurs_is_promoted() -> None:
     assert (stats.num_promotions, stats.num_promoted_requests) == (1, 1)
 
 
-def test_a_request_that_arrives_stops_a_promotion_which_goes_on_later() -> None:
+def test_a_promotion_that_was_interrupted_goes_on_later() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
     (new,) = engine.residency.promote()
     assert engine.residency.get(new).spec.key == KEYS[0]
+    assert engine.residency.promote() == []
     engine.queue.insert(0, new)
-    engine.add(user("3"))
-    assert len(engine.residency.encodes.take_orphans()) == 1
+    engine.residency.promotions.interrupt()
     abort_encodes(engine)
-    engine.queue.clear()
     assert promote(engine) == KEYS
+
+
+def test_what_was_begun_goes_on_and_then_comes_what_is_asked_for_most() -> None:
+    engine = promoting_engine(num_blocks=65)
+    chains = [
+        placed([span(module(f"{name} a", 9)), span(module(f"{name} b", 6))])
+        for name in ("begun", "often", "last")
+    ]
+    for chain, num_times in zip(chains, (2, 4, 3), strict=True):
+        for number in range(num_times):
+            engine.add(user(f"{chain[0].key.hex()}-{number}", chain))
+        engine.queue.clear()
+        if chain is chains[0]:
+            (new,) = engine.residency.promote()
+            engine.queue.insert(0, new)
+            engine.run_encodes()
+    order = [chains[0][1], *chains[1], *chains[2]]
+    assert promote(engine) == [link.key for link in order]
 
 
 def test_what_does_not_fit_its_share_is_not_promoted() -> None:

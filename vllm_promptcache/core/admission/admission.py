@@ -59,6 +59,7 @@ class Admission:
 
     Attributes:
         blocked: The first users' request in the queue if it is blocked, else None.
+        is_short: Whether any of them is blocked.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Admission:
         rejected: dict[str, str],
     ) -> None:
         self.blocked: Request | None = None
+        self.is_short = False
         self._pool = pool
         self._block_size = block_size
         self._units = units
@@ -84,6 +86,7 @@ class Admission:
     def start_step(self) -> None:
         """Forgets which requests were near and which was blocked in the last step."""
         self._near, self._ahead, self.blocked = set(), set(), None
+        self.is_short = False
         self._is_closed = self._alone is not None
 
     def near(
@@ -182,10 +185,11 @@ class Admission:
 
     def _block(self, request: Request, *, is_first: bool) -> None:
         self._is_closed = True
+        modular = self._requests.get(request.request_id)
+        self.is_short = not isinstance(modular, InternalRequest)
         if not is_first:
             return
         self.blocked = request
-        modular = self._requests.get(request.request_id)
         if modular is not None and modular.account.has_waited:
             modular.was_disturbed = True
 

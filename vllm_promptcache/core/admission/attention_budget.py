@@ -44,6 +44,11 @@ class AttentionBudget:
         self._is_full = False
         self._wants_narrow = False
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the last step had no room for a request that was next."""
+        return self._is_full
+
     def start_step(self, running: Sequence[Request]) -> int | None:
         """Returns how many tokens the step that begins may have, None for as many as usual.
 

@@ -12,13 +12,23 @@ from vllm_promptcache.core.request import EncodeRequest, ModularRequest, interna
 from vllm_promptcache.sequence.block_table import BlockTable
 from vllm_promptcache.sequence.spec import ModuleSpec
 
+# Worse than that of any user's request.
+LAST_PRIORITY = 1 << 31
+
 
 @dataclass(slots=True)
 class Encodes:
-    """Owns the encode requests from their start to their end, by the key of their module."""
+    """Owns the encode requests from their start to their end, by the key of their module.
+
+    Attributes:
+        block_size: Tokens a block.
+        num_started: Encodes so far.
+        for_nobody: The encode that was started for nobody; somebody may wait for it since.
+    """
 
     block_size: int
     num_started: int = 0
+    for_nobody: EncodeRequest | None = None
     _by_key: dict[bytes, EncodeRequest] = field(default_factory=dict)
     _orphans: dict[str, EncodeRequest] = field(default_factory=dict)
     _outranked: dict[str, tuple[Request, tuple[int, float]]] = field(default_factory=dict)
@@ -70,6 +80,13 @@ class Encodes:
         self.num_started += 1
         return encode
 
+    def start_for_nobody(self, source: ModularRequest, key: bytes) -> EncodeRequest:
+        """As `start` for a module of the plan of `source`, which does not wait for it."""
+        self.for_nobody = encode = self.start(source, key)
+        encode.waiters.clear()
+        encode.request.priority = LAST_PRIORITY
+        return encode
+
     def leave(self, waiter: ModularRequest) -> None:
         """The waiter needs its modules no more (it was admitted or has ended)."""
         for key in waiter.store_keys():
@@ -83,6 +100,8 @@ class Encodes:
         self._by_key.pop(encode.key, None)
         self._orphans.pop(encode.request_id, None)
         self._outranked.pop(encode.request_id, None)
+        if encode is self.for_nobody:
+            self.for_nobody = None
 
     def take_orphans(self) -> list[str]:
         """Returns the ids of encodes that nobody waits for any more, to be aborted."""

@@ -132,7 +132,7 @@ class WaitingRequests:
             New encodes and probes, in the order in which they are to run. They wait already.
         """
         self._admission.start_step()
-        if not self and not self._pins:
+        if not self and not self._pins and self._supply.encodes.for_nobody is None:
             return []
         near = self._admission.near(queue, num_running, num_reserved, self._held)
         self.release(keep={PIN_OWNER, *(one.modular.request_id for one in near)})
@@ -156,14 +156,19 @@ class WaitingRequests:
         """Whether none behind `request`, which vLLM has come to, can be admitted in this step."""
         return self._admission.is_over(request)
 
-    def encode(self, modular: ModularRequest, key: bytes) -> list[InternalRequest]:
+    def encode_for_nobody(self, source: ModularRequest, key: bytes) -> list[InternalRequest]:
         """Starts the encode of a module of a plan; returns it, behind those of its contexts.
 
         Raises:
             PlanError: As `ModuleSupply.encode`.
         """
-        encode = self._supply.encode(modular, key)
+        encode = self._supply.encodes.start_for_nobody(source, key)
         return self._begin(encode, is_serial=False)
+
+    @property
+    def is_short_of_room(self) -> bool:
+        """Whether a user's request waits for blocks in this step."""
+        return self._admission.is_short
 
     def _begin(self, encode: EncodeRequest, *, is_serial: bool) -> list[InternalRequest]:
         """Lets an encode in; returns it, behind those that it waits for."""

@@ -1,1 +1,1 @@
-"""Combinations of modules that are encoded exactly while the engine is idle."""
+"""Combinations of modules that are encoded exactly in what steps of users leave."""

@@ -1,8 +1,8 @@
 """Combinations of modules that are encoded again, one behind the other, once they recur.
 
 A request whose modules were encoded alone is approximate. When a combination of modules comes back,
-the engine encodes it exactly in a step in which it has nothing else to do; requests that follow
-read those modules instead, and equal a plain prefill.
+the engine encodes it exactly in what steps leave (`pace`); requests that follow read those modules
+instead, and equal a plain prefill.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vllm_promptcache.store.bounded import forget_oldest, forget_oldest_of_size
 
 # Combinations that are counted; those not seen for longest are forgotten.
 MAX_NUM_COUNTED = 4096
-# Combinations that wait for an idle step, and tokens of their prompts and modules; older ones give
+# Combinations that wait to be encoded, and tokens of their prompts and modules; older ones give
 # way. A token takes some ten bytes in a prompt, and a few in a packed module.
 MAX_NUM_CANDIDATES = 64
 MAX_NUM_CANDIDATE_TOKENS = 1 << 20
@@ -82,10 +82,12 @@ class Promotions:
         self._counts: dict[bytes, int] = {}
         self._candidates: dict[bytes, Candidate] = {}
         self._promoted: set[bytes] = set()
-        # The one that was encoded for last, and how many links it lacked then.
-        self._last: Candidate | None = None
+        # The one that is encoded for, and how many links it lacked when the last one was begun.
+        self._current = b""
         self._num_lacked = 0
-        self._current: ModularRequest | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._candidates)
 
     def num_ready(self, prompt: ModulePrompt, request: Request) -> int:
         """How many links of its chain a request can read at once, from the first one on.
@@ -118,28 +120,35 @@ class Promotions:
     def next(self) -> tuple[ModularRequest, bytes] | None:
         """Returns the request to encode for now, and the first link that it lacks.
 
-        It is asked again for each link: all at once would make whoever comes next wait for it.
-        The newest candidate comes first: its request may be followed by more of a conversation.
+        It is asked again for each link: all at once would make whoever comes next wait for it. One
+        that was begun goes on, else that comes first which was asked for most often.
         """
-        last = self._last if self.interrupt() is not None else None
         while self._candidates:
-            name, found = self._candidates.popitem()
+            name = self._current if self._current in self._candidates else self._most_frequent()
+            found = self._candidates[name]
             missing = self._missing(found.prompt, found.adapter)
-            self._store.stats.num_promotions += found is last and not missing
-            # One that was not interrupted and lacks as many links as before does not fit.
-            is_stuck = found is last and len(missing) >= self._num_lacked
+            # One that lacks as many as before, although nothing stopped it, does not fit.
+            is_stuck = name == self._current and len(missing) >= self._num_lacked
             if missing and not is_stuck and self._has_room(found):
                 self._promoted.update(found.keys)
-                self._candidates[name] = self._last = found
-                self._num_lacked = len(missing)
-                self._current = found.promoted(self._block_size)
-                return self._current, missing[0]
+                self._current, self._num_lacked = name, len(missing)
+                return found.promoted(self._block_size), missing[0]
+            self._store.stats.num_promotions += name == self._current and not missing
+            self.give_up(name)
         return None
 
-    def interrupt(self) -> ModularRequest | None:
-        """Returns the request that is encoded for, which is to stop; it stays a candidate."""
-        current, self._current = self._current, None
-        return current
+    def give_up(self, name: bytes | None = None) -> None:
+        """Forgets a candidate, by default the one that is encoded for, until it is asked for."""
+        self._candidates.pop(self._current if name is None else name, None)
+        self._current = b""
+
+    def interrupt(self) -> None:
+        """Takes note that what was begun is not done for another's sake; it stays a candidate."""
+        self._current = b""
+
+    def _most_frequent(self) -> bytes:
+        """Of those that were asked for equally often, the one that was asked for last."""
+        return max(reversed(self._candidates), key=lambda name: self._counts.get(name, 0))
 
     def _missing(self, prompt: ModulePrompt, adapter: bytes) -> list[bytes]:
         """Keys of the plan's links that would have to be encoded."""
