@@ -111,7 +111,7 @@ class PromptModulesConfig:
 
     encode_after: int = Field(default=2, ge=2)
     """Where `cold` is `plain`: how many prompts must ask for a module before it is encoded, the
-    last one included."""
+    last one included. An idle engine encodes it before, if it takes no other module's place."""
 
     prefetch: bool = False
     """When a prompt imports a module, bring others of its schema back from host memory or disk too,

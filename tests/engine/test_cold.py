@@ -15,6 +15,7 @@ from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment wh
     DETAIL,
     Agreement,
     greedy,
+    idle,
     modules_only,
     running_engine,
     scheduler_of,
@@ -59,6 +60,16 @@ def test_the_first_prompt_is_a_plain_prefill(llm: LLM) -> None:
     second, statuses = ask(llm)
     assert statuses == {"encoded"}
     assert ask(llm) == (second, {"hit"})
+
+
+def test_an_idle_engine_encodes_what_a_prompt_computed(llm: LLM) -> None:
+    llm.add_schema(SCHEMA.replace("Read this.", "Read that."))
+    plain, _ = ask(llm, reuse=False)
+    assert ask(llm) == (plain, {"cold"})
+    idle(llm)
+    served, statuses = ask(llm)
+    assert statuses == {"hit"}
+    assert ask(llm) == (served, {"hit"})
 
 
 def test_prompts_agree_with_the_reference_whatever_they_compute(

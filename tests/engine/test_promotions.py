@@ -123,15 +123,15 @@ def test_modules_are_encoded_in_the_order_of_the_chain(llm: LLM) -> None:
     """Else a pool that holds not much more could block the first behind the last."""
     residency = scheduler_of(llm).residency
     num_contexts: list[list[int]] = []
-    promote = residency.promote
+    encode_for_nobody = residency.encode_for_nobody
 
-    def noting() -> list[Request]:
-        new = promote()
+    def noting(*, is_idle: bool) -> list[Request]:
+        new = encode_for_nobody(is_idle=is_idle)
         num_contexts.append([len(residency.get(request).sequence.spans) for request in new])
         return new
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(residency, "promote", noting)
+        patch.setattr(residency, "encode_for_nobody", noting)
         for _ in range(2):
             ask(llm, "What is it?", "<d3/><d2/>")
         idle(llm)

@@ -113,13 +113,17 @@ class Adapters:
         return self._generation
 
 
+def runs_with(request: Request, lora_int_ids: Collection[int]) -> bool:
+    """Whether a request runs with one of some adapters."""
+    return request.lora_request is not None and request.lora_request.lora_int_id in lora_int_ids
+
+
 def not_started(lora_int_ids: Collection[int], requests: Iterable[Request]) -> list[Request]:
     """Those of some requests that run with adapters and have read and computed nothing yet."""
     return [
         request
         for request in requests
-        if request.lora_request is not None
-        and request.lora_request.lora_int_id in lora_int_ids
+        if runs_with(request, lora_int_ids)
         and request.num_computed_tokens == 0
         and request.status != RequestStatus.RUNNING
         and not request.is_finished()

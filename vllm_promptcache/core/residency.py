@@ -164,6 +164,8 @@ class ModuleResidency:
         """
         if not (changed := self.adapters.take_changed()):
             return
+        self.promotions.forget(changed)
+        self._cold.forget(changed)
         for request in not_started(changed, requests):
             if (modular := self.get(request)) is None:
                 self.adapters.name(request)
@@ -174,11 +176,35 @@ class ModuleResidency:
             if not modular.attended and not isinstance(modular, InternalRequest):
                 hash_private_blocks(modular)
 
-    def promote(self) -> list[Request]:
-        """Returns what makes a prompt exact next, if nothing that does is under way.
+    @property
+    def has_some_for_nobody(self) -> bool:
+        """Whether there may be something to encode for which nobody waits, or it is under way."""
+        return self.encodes.for_nobody is not None or bool(self.promotions) or bool(self._cold)
 
-        That is the encode of one link of its chain, behind those of contexts that it lost.
+    def encode_for_nobody(self, *, is_idle: bool) -> list[Request]:
+        """Returns what is encoded next though nobody waits for it, if nothing such is under way.
+
+        That makes a combination of modules exact, or is a module that a prompt computed itself.
+
+        Args:
+            is_idle: Whether there is no user's request. Only then there is time for the latter.
         """
+        return self._promote() or (self._encode_cold() if is_idle else [])
+
+    def interrupted_for_nobody(self) -> None:
+        """Takes note that what `encode_for_nobody` returned was given up; it is to come later."""
+        self.promotions.interrupt()
+        self._cold.interrupt()
+
+    def _encode_cold(self) -> list[Request]:
+        # Requests of the same plan say what is wrong with it.
+        with suppress(PlanError):
+            if self.encodes.for_nobody is None and (found := self._cold.next()) is not None:
+                return self._enter(self._waiting.encode_for_nobody(*found))
+        return []
+
+    def _promote(self) -> list[Request]:
+        """The encode of one link of a chain, behind those of contexts that it lost."""
         while self.encodes.for_nobody is None and (found := self.promotions.next()) is not None:
             modular, key = found
             if modular.store_key(key) in self.encodes:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from vllm.lora.request import LoRARequest
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from tests.core.plans import BLOCK_SIZE, module, placed, plan, planned_request, span
+from vllm_promptcache.core.admission import cold
 from vllm_promptcache.core.reports.usage import module_usage
 from vllm_promptcache.core.request import EncodeRequest, ModularRequest
 from vllm_promptcache.core.residency import ModuleResidency
@@ -49,6 +51,23 @@ class Engine:
         self.queue[:0] = new
         started = map(self.residency.get, new)
         return [encode.spec for encode in started if isinstance(encode, EncodeRequest)]
+
+    def idle(self) -> list[bytes]:
+        """Ends all requests, and lets the engine encode what it likes; returns its keys in order."""
+        self.queue.clear()
+        encoded = []
+        while new := self.residency.encode_for_nobody(is_idle=True):
+            for request in new:
+                encode = self.residency.get(request)
+                assert isinstance(encode, EncodeRequest)
+                self.make_resident(encode.spec)
+                self.end(request)
+                encoded.append(encode.spec.key)
+        return encoded
+
+    def end(self, request: Request) -> None:
+        request.status = RequestStatus.FINISHED_ABORTED
+        self.residency.finish(request, [])
 
     def make_resident(self, *specs: ModuleSpec) -> None:
         for spec in specs:
@@ -215,3 +234,66 @@ def test_cold_prompts_share_what_they_compute_at_the_same_positions() -> None:
     # The last block has tokens behind the gap.
     assert moved.request.block_hashes[:2] == first.request.block_hashes[:2]
     assert moved.request.block_hashes[2] != first.request.block_hashes[2]
+
+
+def test_an_idle_engine_encodes_what_prompts_computed() -> None:
+    engine = Engine()
+    engine.add("1", A)
+    engine.prepare()
+    engine.add("2", ROOT, B, has_root=True)
+    engine.prepare()
+    assert engine.residency.encode_for_nobody(is_idle=False) == []
+    assert engine.idle() == [ROOT.key, B.key, A.key]
+    assert engine.idle() == []
+    third = engine.add("3", A, B)
+    assert engine.prepare() == []
+    assert keys(third) == [A.key, B.key]
+
+
+def test_what_is_there_meanwhile_is_not_encoded() -> None:
+    engine = Engine()
+    engine.add("1", A, B)
+    engine.prepare()
+    engine.make_resident(A)
+    assert engine.idle() == [B.key]
+
+
+def test_what_was_given_up_comes_later() -> None:
+    engine = Engine()
+    engine.add("1", A, B)
+    engine.prepare()
+    engine.queue.clear()
+    (new,) = engine.residency.encode_for_nobody(is_idle=True)
+    assert engine.residency.encode_for_nobody(is_idle=True) == []
+    engine.residency.interrupted_for_nobody()
+    engine.end(new)
+    assert engine.idle() == [A.key, B.key]
+
+
+def test_nothing_gives_way_to_what_nobody_waits_for() -> None:
+    engine = Engine()
+    engine.make_resident(*(module(str(number), 5 * BLOCK_SIZE) for number in range(12)))
+    engine.add("1", A, B)
+    engine.prepare()
+    # Of 64 blocks 60 hold modules; A takes 3, B would take 2.
+    assert engine.idle() == [A.key]
+
+
+def test_nothing_is_encoded_with_weights_that_are_gone() -> None:
+    engine = Engine()
+    modular = engine.add("1", A)
+    engine.prepare()
+    modular.request.lora_request = LoRARequest("a", 1, "/nowhere")
+    engine.residency.adapters.reloaded(1)
+    engine.queue.clear()
+    engine.residency.follow_adapters([])
+    assert engine.idle() == []
+
+
+def test_only_the_newest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold, "MAX_NUM_LEFT_OUT", 2)
+    engine = Engine()
+    for name in ("a", "b", "c"):
+        engine.add(name, module(name, 9))
+        engine.prepare()
+    assert engine.idle() == [module("c", 9).key, module("b", 9).key]

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from vllm.lora.request import LoRARequest
 from vllm.v1.request import Request, RequestStatus
 
 from tests.core.plans import module, placed, plan, planned_request, span
@@ -55,7 +56,7 @@ def abort_encodes(engine: Engine) -> None:
 def promote(engine: Engine) -> list[Any]:
     """Lets an idle engine work; returns the modules that are encoded, one a step."""
     encoded: list[Any] = []
-    while new := engine.residency.promote():
+    while new := engine.residency.encode_for_nobody(is_idle=True):
         engine.queue[:0] = new
         encoded += [engine.residency.get(request).spec.key for request in new]
         engine.run_encodes()
@@ -82,11 +83,11 @@ def test_a_promotion_that_was_interrupted_goes_on_later() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
-    (new,) = engine.residency.promote()
+    (new,) = engine.residency.encode_for_nobody(is_idle=True)
     assert engine.residency.get(new).spec.key == KEYS[0]
-    assert engine.residency.promote() == []
+    assert engine.residency.encode_for_nobody(is_idle=True) == []
     engine.queue.insert(0, new)
-    engine.residency.promotions.interrupt()
+    engine.residency.interrupted_for_nobody()
     abort_encodes(engine)
     assert promote(engine) == KEYS
 
@@ -102,11 +103,23 @@ def test_what_was_begun_goes_on_and_then_comes_what_is_asked_for_most() -> None:
             engine.add(user(f"{chain[0].key.hex()}-{number}", chain))
         engine.queue.clear()
         if chain is chains[0]:
-            (new,) = engine.residency.promote()
+            (new,) = engine.residency.encode_for_nobody(is_idle=True)
             engine.queue.insert(0, new)
             engine.run_encodes()
     order = [chains[0][1], *chains[1], *chains[2]]
     assert promote(engine) == [link.key for link in order]
+
+
+def test_nothing_is_encoded_with_weights_that_are_gone() -> None:
+    engine = promoting_engine()
+    for request_id in ("1", "2"):
+        serve(engine, request_id).lora_request = LoRARequest("a", 1, "/nowhere")
+    engine.residency.adapters.reloaded(2)
+    engine.residency.follow_adapters([])
+    assert engine.residency.has_some_for_nobody
+    engine.residency.adapters.reloaded(1)
+    engine.residency.follow_adapters([])
+    assert not engine.residency.has_some_for_nobody
 
 
 def test_what_does_not_fit_its_share_is_not_promoted() -> None:
@@ -120,20 +133,20 @@ def test_a_promotion_that_failed_is_given_up() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
-    engine.queue[:0] = engine.residency.promote()
+    engine.queue[:0] = engine.residency.encode_for_nobody(is_idle=True)
     abort_encodes(engine)
-    assert engine.residency.promote() == []
+    assert engine.residency.encode_for_nobody(is_idle=True) == []
 
 
 def test_a_promotion_that_loses_a_link_for_each_it_gets_is_given_up() -> None:
     engine = promoting_engine()
     serve(engine, "1")
     serve(engine, "2")
-    engine.queue[:0] = engine.residency.promote()
+    engine.queue[:0] = engine.residency.encode_for_nobody(is_idle=True)
     engine.run_encodes()
     assert engine.residency.store.lookup(KEYS[0]) is not None
     engine.residency.store.evict(KEYS[0])
-    assert engine.residency.promote() == []
+    assert engine.residency.encode_for_nobody(is_idle=True) == []
 
 
 def test_an_evicted_module_is_promoted_again() -> None:

@@ -75,7 +75,7 @@ class Background:
         self._start_s = self._clock()
         self._num_tokens = self._num_left = 0
         residency, is_ours = self._residency, self._residency.is_for_nobody
-        if not residency.promotions and residency.encodes.for_nobody is None:
+        if not residency.has_some_for_nobody:
             return []
         users = [request for request in running if not is_ours(request)]
         if len(users) < len(running):
@@ -84,7 +84,7 @@ class Background:
         self._is_alone = not users and not self._is_waited_for
         is_calm = not self._is_waited_for and not any(user.is_prefill_chunk for user in users)
         self._is_calm = is_calm and (self._is_alone or self._is_chunked)
-        new = residency.promote() if self._is_calm else []
+        new = residency.encode_for_nobody(is_idle=self._is_alone) if self._is_calm else []
         if self._is_calm and residency.encodes.for_nobody is not None:
             self._num_tokens = self._num_left = self._pace.num_tokens(is_alone=self._is_alone)
         return new

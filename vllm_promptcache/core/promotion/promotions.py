@@ -7,11 +7,13 @@ instead, and equal a plain prefill.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from vllm.v1.request import Request
 
 from vllm_promptcache.compat.requests import adapter_of
+from vllm_promptcache.core.adapters import runs_with
 from vllm_promptcache.core.request import ModularRequest
 from vllm_promptcache.core.tiers.tiers import ModuleTiers
 from vllm_promptcache.sequence.block_table import BlockTable
@@ -145,6 +147,12 @@ class Promotions:
     def interrupt(self) -> None:
         """Takes note that what was begun is not done for another's sake; it stays a candidate."""
         self._current = b""
+
+    def forget(self, lora_int_ids: Collection[int]) -> None:
+        """Forgets the candidates of adapters whose weights have changed, or are gone."""
+        for name, candidate in list(self._candidates.items()):
+            if runs_with(candidate.request, lora_int_ids):
+                self.give_up(name)
 
     def _most_frequent(self) -> bytes:
         """Of those that were asked for equally often, the one that was asked for last."""
