@@ -1,10 +1,11 @@
 """Documents that never come back: encoded for whoever asks for them, or computed by the prompt.
 
-    python -m benchmarks.cold --model M [--requests 60] [--json FILE]
+    python -m benchmarks.cold [--model M] [--requests 40] [--json FILE]
 
 Each prompt has some documents in any order and a question. Most documents come again, popular ones
 more often; a share of them is read once. At the start no module is resident. Requests come one at a
-time, so that the seconds of all of them are the work that was done.
+time, at once or with time between them, in which the engine does what it has put off. Work is all
+that was done, also between requests.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from rich.table import Table
 
 from benchmarks.engines import in_process, inspected_engine, scheduler_of
 from benchmarks.workloads import words
+from vllm_promptcache.models import MODELS, embedded_model
 
 NUM_DOCUMENTS = 24
 NUM_IMPORTED = 4
-NUM_WORDS = 250
+NUM_WORDS = 120
 SHARES = (0.1, 0.5)
-SYSTEMS: dict[str, dict[str, Any]] = {
-    "encode": {"cold": "encode"},
-    "plain": {"cold": "plain"},
-    "plain, encode_after 3": {"cold": "plain", "encode_after": 3},
+# Options of each system, and whether it has time between requests.
+SYSTEMS: dict[str, tuple[dict[str, Any], bool]] = {
+    "encode": ({"cold": "encode"}, False),
+    "plain": ({"cold": "plain"}, False),
+    "plain, time between": ({"cold": "plain"}, True),
 }
 
 
@@ -84,7 +87,7 @@ class Outcome:
 
     Attributes:
         first_token_s: Time to the first token of each request, in seconds.
-        total_s: Time that all requests took, in seconds.
+        total_s: Time that all requests took, and what was done between them, in seconds.
         num_computed_tokens: Tokens that were run through the model, encodes included.
         num_encodes: Modules that were encoded.
     """
@@ -95,7 +98,9 @@ class Outcome:
     num_encodes: int = 0
 
 
-def run(model: str, options: dict[str, Any], num_requests: int, share: float) -> Outcome:
+def run(
+    model: str, options: dict[str, Any], has_time: bool, num_requests: int, share: float
+) -> Outcome:
     """Asks the prompts of a trace one after the other, in this process."""
     from vllm import SamplingParams
 
@@ -113,11 +118,14 @@ def run(model: str, options: dict[str, Any], num_requests: int, share: float) ->
     llm.generate("Warm up.", SamplingParams(max_tokens=2), use_tqdm=False)
     outcome.num_computed_tokens = 0
     first = SamplingParams(max_tokens=1, temperature=0)
+    begin = time.perf_counter()
     for text in trace.texts():
         start = time.perf_counter()
         llm.generate(text, first, use_tqdm=False)
         outcome.first_token_s.append(time.perf_counter() - start)
-    outcome.total_s = sum(outcome.first_token_s)
+        while has_time and scheduler.has_requests():
+            llm.llm_engine.step()
+    outcome.total_s = time.perf_counter() - begin
     outcome.num_encodes = scheduler.residency.encodes.num_started
     return outcome
 
@@ -156,14 +164,15 @@ def print_table(outcomes: dict[str, dict[str, Outcome]]) -> None:
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--model", default="smollm2-135m", help="folder, or embedded model")
+    parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    model = str(embedded_model(args.model)) if args.model in MODELS else args.model
     outcomes = {
         f"{share:.0%} of the documents come once": {
-            name: in_process(run, args.model, options, args.requests, share)
-            for name, options in SYSTEMS.items()
+            name: in_process(run, model, options, has_time, args.requests, share)
+            for name, (options, has_time) in SYSTEMS.items()
         }
         for share in SHARES
     }
