@@ -6,6 +6,7 @@ import torch
 
 from benchmarks.reuse_model import Reader
 from benchmarks.reuse_policies import Base
+from benchmarks.reuse_prepared import prepared_attention
 from benchmarks.reuse_primers import Primers
 from benchmarks.reuse_prompt import Prompt
 
@@ -30,6 +31,7 @@ class Caches:
         self.root = prompt.token_ids[: prompt.num_root]
         self._caches: dict[Base, torch.Tensor] = {}
         self._modules: dict[tuple[str, int], torch.Tensor] = {}
+        self._prepared: dict[Base, torch.Tensor] = {}
 
     def cache(self, base: Base) -> torch.Tensor:
         """The cache of root and modules in the order of the prompt."""
@@ -37,17 +39,31 @@ class Caches:
             self._caches[base] = self._encode(base)
         return self._caches[base]
 
+    def prepared(self, base: Base) -> torch.Tensor:
+        """What is paid to each token by attention that is known before any question."""
+        if base not in self._prepared:
+            self._prepared[base] = self._prepare(base)
+        return self._prepared[base]
+
     def _encode(self, base: Base) -> torch.Tensor:
         prompt = self.prompt
         if base.names == ("plain",):
             return self.reader.encode(prompt.token_ids[: prompt.num_reused])
         caches = [self.reader.encode_prefix(self.root)]
         for place in range(len(prompt.modules)):
-            is_exact = place == 0 and base.is_first_exact
-            names = ("anchored",) if is_exact else base.names
-            versions = [self._module(name, place) for name in names]
+            versions = [self._module(name, place) for name in names_at(base, place)]
             caches.append(average(torch.stack(versions), base.has_norm))
         return torch.cat(caches, dim=-2)
+
+    def _prepare(self, base: Base) -> torch.Tensor:
+        total = torch.zeros(len(self.prompt.token_ids))
+        for place, module in enumerate(self.prompt.modules):
+            token_ids = self.prompt.token_ids[module.start : module.stop]
+            for name in names_at(base, place):
+                for prefix in self._prefixes(name, place):
+                    attention = prepared_attention(self.reader, prefix, token_ids)
+                    total[module.start : module.stop] += attention
+        return total
 
     def _module(self, name: str, place: int) -> torch.Tensor:
         """The cache of a module that was encoded behind something and moved to its place."""
@@ -76,6 +92,11 @@ class Caches:
         token_ids = self.prompt.token_ids[module.start : module.stop]
         cache = self.reader.encode(token_ids, self.reader.encode_prefix(prefix))
         return self.reader.moved(cache, module.start - len(prefix))
+
+
+def names_at(base: Base, place: int) -> tuple[str, ...]:
+    """What a base has a module at this place encoded behind."""
+    return ("anchored",) if place == 0 and base.is_first_exact else base.names
 
 
 def average(versions: torch.Tensor, has_norm: bool = False) -> torch.Tensor:

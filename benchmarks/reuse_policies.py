@@ -29,6 +29,8 @@ A repair chooses tokens to compute again. The base may be left out and is then `
     last:R                    as query, but by the last three tokens of the prompt
     block-deviation:R, block-query:R, block-early-query:R, block-last:R
                               the same for whole blocks, by the sum over their tokens
+    block-prepared:R          blocks that are known before any question, some of each module: those
+                              that generic questions, asked of it alone, attend to the most
     all                       every token (what is left is the error of the arithmetic)
 
 Options: `alike` encodes the first module as the others; `norm` gives mean keys the mean norm of
@@ -167,6 +169,8 @@ def _choose(
             return sorted(positions, key=lambda position: -float(values[position]))[:budget]
         case "block-deviation" | "block-query" | "block-early-query" | "block-last":
             return _best_blocks(modules, scores(kind.removeprefix("block-")), budget)
+        case "block-prepared":
+            return _best_blocks_of_each(modules, scores("prepared"), budget)
     raise ValueError(f"unknown repair {kind!r}")
 
 
@@ -189,7 +193,7 @@ def _spread(modules: Sequence[range], percent: int) -> list[int]:
     return [position for block in chosen for position in block]
 
 
-def _best_blocks(modules: Sequence[range], values: torch.Tensor, budget: int) -> list[int]:
+def _best_blocks(modules: Sequence[range], values: torch.Tensor, budget: float) -> list[int]:
     """The blocks with the largest sums, as long as at least half of the next is in the budget."""
     chosen: list[int] = []
     blocks = _blocks(modules)
@@ -197,4 +201,13 @@ def _best_blocks(modules: Sequence[range], values: torch.Tensor, budget: int) ->
         if len(chosen) + len(block) / 2 > budget:
             break
         chosen += block
+    return chosen
+
+
+def _best_blocks_of_each(modules: Sequence[range], values: torch.Tensor, budget: int) -> list[int]:
+    """The best blocks of each module. Counted through all modules, so that the share is right."""
+    chosen: list[int] = []
+    for module in modules:
+        due = budget * (module.stop - modules[0].start) / (modules[-1].stop - modules[0].start)
+        chosen += _best_blocks([module], values, due - len(chosen))
     return chosen

@@ -42,7 +42,7 @@ class Prompt:
             piece = tokenize(tokenizer, write_document(task.document, number, text))
             modules.append(range(len(token_ids), len(token_ids) + len(piece)))
             token_ids += piece
-        tail, asked = _tail(row.question or "Write the summary.", tokenizer)
+        tail, asked = write_tail(row.question or "Write the summary.", tokenizer)
         return cls(token_ids + tail, modules, [len(token_ids) + index for index in asked])
 
     @property
@@ -66,8 +66,8 @@ def write_document(name: str, number: int, text: str) -> str:
     return f"{name} {number}:\n{text}\n\n"
 
 
-def _tail(question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens of the tail, and which of them are the question's."""
+def write_tail(question: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens of a tail, and which of them are the question's."""
     text = TAIL_BEGIN + question + TAIL_END
     tail = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     span = range(len(TAIL_BEGIN), len(TAIL_BEGIN) + len(question))

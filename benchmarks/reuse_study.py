@@ -57,6 +57,7 @@ class Study:
         self.reader = reader
         self.row = row
         self.prompt = prompt
+        self.caches = caches
         self.cache = caches.cache
         self._scores: dict[tuple[Base, str], torch.Tensor] = {}
 
@@ -65,6 +66,8 @@ class Study:
         if (base, measure) not in self._scores:
             if measure == "deviation":
                 self._scores[base, measure] = self._deviation(base)
+            elif measure == "prepared":
+                self._scores[base, measure] = self.caches.prepared(base)
             elif measure == "last":
                 end = len(self.prompt.token_ids)
                 last = range(end - NUM_LAST_TOKENS, end)

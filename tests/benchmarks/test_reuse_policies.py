@@ -40,3 +40,13 @@ def test_what_is_not_known_is_an_error(name: str) -> None:
 )
 def test_a_first_module_that_is_exact_is_not_repaired(name: str, repaired: list[int]) -> None:
     assert Policy.parse(name).repaired(MODULES, lambda _: torch.zeros(60), "row") == repaired
+
+
+def test_each_module_has_its_share_of_prepared_blocks() -> None:
+    modules = [range(10, 58), range(58, 106), range(106, 154)]
+    measures = {"prepared": torch.arange(154.0)}
+    policy = Policy.parse("block-prepared:22@form1")
+    assert policy.repaired(modules, measures.__getitem__, "row") == [
+        *range(90, 106),
+        *range(138, 154),
+    ]
