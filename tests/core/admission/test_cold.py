@@ -53,7 +53,7 @@ class Engine:
         return [encode.spec for encode in started if isinstance(encode, EncodeRequest)]
 
     def idle(self) -> list[bytes]:
-        """Ends all requests, and lets the engine encode what it likes; returns its keys in order."""
+        """Ends all requests, and lets the engine encode what it likes; returns keys in order."""
         self.queue.clear()
         encoded = []
         while new := self.residency.encode_for_nobody(is_idle=True):
