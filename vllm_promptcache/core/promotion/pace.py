@@ -1,4 +1,4 @@
-"""How many tokens a step may compute for nobody, so that users hardly feel it."""
+"""How many tokens a step may compute for nobody, so that users hardly feel it on average."""
 
 from __future__ import annotations
 
