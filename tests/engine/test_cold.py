@@ -63,7 +63,7 @@ def test_the_first_prompt_is_a_plain_prefill(llm: LLM) -> None:
 
 
 def test_an_idle_engine_encodes_what_a_prompt_computed(llm: LLM) -> None:
-    llm.add_schema(SCHEMA.replace("Read this.", "Read that."))
+    llm.add_schema(SCHEMA.replace("Sunday", "Monday").replace("bakery", "market"))
     plain, _ = ask(llm, reuse=False)
     assert ask(llm) == (plain, {"cold"})
     idle(llm)
