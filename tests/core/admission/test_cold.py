@@ -290,6 +290,20 @@ def test_nothing_is_encoded_with_weights_that_are_gone() -> None:
     assert engine.idle() == []
 
 
+def test_what_is_begun_with_such_weights_does_not_come_again() -> None:
+    engine = Engine()
+    modular = engine.add("1", A)
+    engine.prepare()
+    engine.queue.clear()
+    (new,) = engine.residency.encode_for_nobody(is_idle=True)
+    modular.request.lora_request = LoRARequest("a", 1, "/nowhere")
+    engine.residency.adapters.reloaded(1)
+    engine.residency.follow_adapters([])
+    engine.residency.interrupted_for_nobody()
+    engine.end(new)
+    assert engine.idle() == []
+
+
 def test_only_the_newest_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cold, "MAX_NUM_LEFT_OUT", 2)
     engine = Engine()

@@ -142,6 +142,8 @@ class ColdModules:
         for name, left in list(self._left_out.items()):
             if runs_with(left.modular.request, lora_int_ids):
                 del self._left_out[name]
+        if self._begun and runs_with(self._begun[0].modular.request, lora_int_ids):
+            self._begun = None
 
     def _has_room(self, modular: ModularRequest, key: bytes) -> bool:
         """Whether a module takes no other's place."""
