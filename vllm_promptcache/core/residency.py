@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
@@ -17,6 +16,7 @@ from vllm_promptcache.core.admission.waiting import WaitingRequests
 from vllm_promptcache.core.arrivals import Arrivals
 from vllm_promptcache.core.mapping import map_blocks
 from vllm_promptcache.core.private_blocks import hash_private_blocks, order_tokens
+from vllm_promptcache.core.promotion.for_nobody import EncodesForNobody
 from vllm_promptcache.core.promotion.promotions import Promotions
 from vllm_promptcache.core.repair.probes import Probes
 from vllm_promptcache.core.reports.admissions import Admissions
@@ -49,6 +49,7 @@ class ModuleResidency:
         promotions: Which combinations of modules are encoded exactly.
         prefetch: Brings modules back before they are asked for.
         encodes: The encodes under way.
+        for_nobody: Starts those that nobody waits for.
         probes: The probes under way.
         metrics: Counters for Prometheus.
         adapters: Which weights requests with LoRA adapters run with.
@@ -103,6 +104,7 @@ class ModuleResidency:
         self._waiting = WaitingRequests(
             supply, self.probes, self._cold, self.rejected, self._requests, block_size
         )
+        self.for_nobody = EncodesForNobody(self.promotions, self._cold, self.encodes, self._waiting)
         self._ended_internal: set[str] = set()
         self._pool = block_pool
         self._arrivals = Arrivals(self.promotions, self._waiting.fits, block_size, max_rows)
@@ -164,8 +166,7 @@ class ModuleResidency:
         """
         if not (changed := self.adapters.take_changed()):
             return
-        self.promotions.forget(changed)
-        self._cold.forget(changed)
+        self.for_nobody.forget(changed)
         for request in not_started(changed, requests):
             if (modular := self.get(request)) is None:
                 self.adapters.name(request)
@@ -176,46 +177,9 @@ class ModuleResidency:
             if not modular.attended and not isinstance(modular, InternalRequest):
                 hash_private_blocks(modular)
 
-    @property
-    def has_some_for_nobody(self) -> bool:
-        """Whether there may be something to encode for which nobody waits, or it is under way."""
-        return self.encodes.for_nobody is not None or bool(self.promotions) or bool(self._cold)
-
     def encode_for_nobody(self, *, is_idle: bool) -> list[Request]:
-        """Returns what is encoded next though nobody waits for it, if nothing such is under way.
-
-        That makes a combination of modules exact, or is a module that a prompt computed itself.
-
-        Args:
-            is_idle: Whether there is no user's request. Only then there is time for the latter.
-        """
-        return self._promote() or (self._encode_cold() if is_idle else [])
-
-    def interrupted_for_nobody(self) -> None:
-        """Takes note that what `encode_for_nobody` returned was given up; it is to come later."""
-        self.promotions.interrupt()
-        self._cold.interrupt()
-
-    def _encode_cold(self) -> list[Request]:
-        # Requests of the same plan say what is wrong with it.
-        with suppress(PlanError):
-            if self.encodes.for_nobody is None and (found := self._cold.next()) is not None:
-                return self._enter(self._waiting.encode_for_nobody(*found))
-        return []
-
-    def _promote(self) -> list[Request]:
-        """The encode of one link of a chain, behind those of contexts that it lost."""
-        while self.encodes.for_nobody is None and (found := self.promotions.next()) is not None:
-            modular, key = found
-            if modular.store_key(key) in self.encodes:
-                self.promotions.interrupt()
-                break
-            # Requests of the same plan say what is wrong with it.
-            with suppress(PlanError):
-                if self._waiting.fits(modular):
-                    return self._enter(self._waiting.encode_for_nobody(modular, key))
-            self.promotions.give_up()
-        return []
+        """Returns what is encoded next though nobody waits for it, as `EncodesForNobody.start`."""
+        return self._enter(self.for_nobody.start(is_idle=is_idle))
 
     def is_for_nobody(self, request: Request) -> bool:
         """Whether a request is one of our own that no user's request waits for."""

@@ -168,7 +168,7 @@ class PromptModuleMixin(Scheduler):
         return found is not None
 
     def _end_for_nobody(self, request_id: str) -> None:
-        self.residency.interrupted_for_nobody()
+        self.residency.for_nobody.interrupt()
         self.finish_requests([request_id], RequestStatus.FINISHED_ABORTED)
 
     def _is_internal(self, request: Request) -> bool:

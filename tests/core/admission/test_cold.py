@@ -265,7 +265,7 @@ def test_what_was_given_up_comes_later() -> None:
     engine.queue.clear()
     (new,) = engine.residency.encode_for_nobody(is_idle=True)
     assert engine.residency.encode_for_nobody(is_idle=True) == []
-    engine.residency.interrupted_for_nobody()
+    engine.residency.for_nobody.interrupt()
     engine.end(new)
     assert engine.idle() == [A.key, B.key]
 
@@ -299,7 +299,7 @@ def test_what_is_begun_with_such_weights_does_not_come_again() -> None:
     modular.request.lora_request = LoRARequest("a", 1, "/nowhere")
     engine.residency.adapters.reloaded(1)
     engine.residency.follow_adapters([])
-    engine.residency.interrupted_for_nobody()
+    engine.residency.for_nobody.interrupt()
     engine.end(new)
     assert engine.idle() == []
 

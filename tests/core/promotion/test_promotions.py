@@ -87,7 +87,7 @@ def test_a_promotion_that_was_interrupted_goes_on_later() -> None:
     assert engine.residency.get(new).spec.key == KEYS[0]
     assert engine.residency.encode_for_nobody(is_idle=True) == []
     engine.queue.insert(0, new)
-    engine.residency.interrupted_for_nobody()
+    engine.residency.for_nobody.interrupt()
     abort_encodes(engine)
     assert promote(engine) == KEYS
 
@@ -116,10 +116,10 @@ def test_nothing_is_encoded_with_weights_that_are_gone() -> None:
         serve(engine, request_id).lora_request = LoRARequest("a", 1, "/nowhere")
     engine.residency.adapters.reloaded(2)
     engine.residency.follow_adapters([])
-    assert engine.residency.has_some_for_nobody
+    assert engine.residency.for_nobody
     engine.residency.adapters.reloaded(1)
     engine.residency.follow_adapters([])
-    assert not engine.residency.has_some_for_nobody
+    assert not engine.residency.for_nobody
 
 
 def test_what_does_not_fit_its_share_is_not_promoted() -> None:

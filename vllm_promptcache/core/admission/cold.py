@@ -120,11 +120,13 @@ class ColdModules:
         Raises:
             PlanError: A packed module of its plan is malformed.
         """
+        num_free = self._num_without_modules() if self._left_out else 0
         while self._left_out:
             name, left = self._left_out.popitem()
             while left.keys:
                 key = left.keys.pop()
-                if not self._is_somewhere(left.modular, key) and self._has_room(left.modular, key):
+                has_room = _num_blocks(left.modular, key) <= num_free
+                if has_room and not self._is_somewhere(left.modular, key):
                     self._left_out[name] = left
                     self._begun = left, key
                     return left.modular, key
@@ -145,11 +147,10 @@ class ColdModules:
         if self._begun and runs_with(self._begun[0].modular.request, lora_int_ids):
             self._begun = None
 
-    def _has_room(self, modular: ModularRequest, key: bytes) -> bool:
-        """Whether a module takes no other's place."""
+    def _num_without_modules(self) -> int:
+        """Blocks in which a module takes no other's place."""
         num_held = sum(len(module.blocks) for module in self.store.modules.values())
-        num_needed = -(-modular.prompt.spec(key).num_kept_tokens // modular.table.block_size)
-        return num_held + num_needed < self.store.block_pool.num_gpu_blocks
+        return self.store.block_pool.num_gpu_blocks - 1 - num_held  # one is vLLM's null block
 
     def _may_change(self, modular: ModularRequest) -> bool:
         """Whether it is a user's request that has not begun."""
@@ -182,3 +183,8 @@ class ColdModules:
         """Key in the plan of what a module of it is made from."""
         relocation = self.tiers.relocation_of(modular, key)
         return key if relocation is None else relocation.origin
+
+
+def _num_blocks(modular: ModularRequest, key: bytes) -> int:
+    """Blocks that a module of a plan takes."""
+    return -(-modular.prompt.spec(key).num_kept_tokens // modular.table.block_size)

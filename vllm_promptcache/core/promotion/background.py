@@ -75,7 +75,7 @@ class Background:
         self._start_s = self._clock()
         self._num_tokens = self._num_left = 0
         residency, is_ours = self._residency, self._residency.is_for_nobody
-        if not residency.has_some_for_nobody:
+        if not residency.for_nobody:
             return []
         users = [request for request in running if not is_ours(request)]
         if len(users) < len(running):
