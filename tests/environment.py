@@ -18,3 +18,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # One thread: on two shared cores, threads that wait for each other are slower than one alone.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if os.environ.get("TEST_MODEL_RUNNER") == "v2":
+        from tests.interpreter import use_runner_v2
+
+        use_runner_v2()

@@ -28,7 +28,7 @@ _ASYNC_SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleAsyncScheduler"
 
 
 def prepare_engine_args(args: EngineArgs) -> None:
-    """Sets the engine options that prompt modules need. Mutates `args` and the environment.
+    """Sets the engine options that prompt modules need. Mutates `args`.
 
     Raises:
         UnsupportedError: The user set an option that cannot be combined with prompt modules, or
@@ -51,8 +51,6 @@ def prepare_engine_args(args: EngineArgs) -> None:
     args.disable_hybrid_kv_cache_manager = True
     if args.kv_transfer_config is None and args.kv_offloading_size is None:
         args.kv_transfer_config = modules_alone()
-    # The V2 runner takes positions from elsewhere; the hook is for V1.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 
 
 def check_engine(vllm_config: VllmConfig) -> None:
@@ -68,6 +66,8 @@ def check_engine(vllm_config: VllmConfig) -> None:
         parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
     )
     _require(num_context_ranks == 1, "context parallelism")
+    # It cuts a batch by its requests, and these may be several rows of attention.
+    _require(not parallel.use_ubatching, "microbatches (--enable-dbo, --ubatch-size)")
     _require(vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own")
     config = PromptModulesConfig.of(vllm_config)
     if config.shadow:

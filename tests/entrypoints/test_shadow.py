@@ -197,9 +197,8 @@ def test_a_request_that_was_not_finished_is_not_compared() -> None:
     ("shadow", "given", "expected"), [(0, 20, 20), (0.1, 20, 100), (0.1, 200, 200), (0.1, -1, -1)]
 )
 def test_the_engine_tells_as_many_log_probabilities_as_are_compared(
-    shadow: float, given: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    shadow: float, given: int, expected: int
 ) -> None:
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     options = {CONFIG_KEY: {"shadow": shadow}}
     args = EngineArgs(model=".", max_logprobs=given, additional_config=options)
     prepare_engine_args(args)

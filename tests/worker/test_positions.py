@@ -1,40 +1,32 @@
 """Positions and slots of a step."""
 
 from random import Random
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from vllm_promptcache.sequence.offsets import IndexOffsets
-from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.step import StepMetadata
-from vllm_promptcache.worker.attention_rows import RowSplit
 from vllm_promptcache.worker.positions import Positions
+from vllm_promptcache.worker.step_batch import StepBatch
 
-
-def runner(positions, lengths, **input_batch):
-    """A runner with a batch of requests, by id how many tokens each computes."""
-    starts = np.concatenate(([0], np.cumsum(list(lengths.values()))))
-    padded = np.append(starts, starts[-1])
-    return SimpleNamespace(
-        positions=torch.tensor(positions),
-        query_start_loc=SimpleNamespace(np=padded, gpu=torch.from_numpy(padded)),
-        input_batch=SimpleNamespace(
-            req_ids=list(lengths),
-            req_id_to_index={request_id: number for number, request_id in enumerate(lengths)},
-            **input_batch,
-        ),
-    )
+CPU = torch.device("cpu")
 
 
 def place(positions, step, indexes, lengths):
-    """Positions that a step's tokens get."""
-    batch = runner(indexes, lengths)
-    assert positions.place(batch, step) is None
-    return batch.positions.tolist()
+    """Positions that a step's tokens get; `lengths` has by id how many a request computes."""
+    batch = StepBatch(list(lengths), np.cumsum([0, *lengths.values()]))
+    positions.begin(step)
+    offsets = positions.offsets(batch, step, CPU)
+    placed = torch.tensor(indexes)
+    if offsets is not None:
+        placed[: batch.num_tokens] += offsets
+    return placed.tolist()
+
+
+def end(positions, request_ids):
+    positions.begin(StepMetadata(ended=list(request_ids)))
 
 
 def test_offsets_are_added_to_the_tokens_of_their_requests_only():
@@ -48,7 +40,7 @@ def test_offsets_are_added_to_the_tokens_of_their_requests_only():
 
 
 def test_a_step_of_plain_requests_is_left_alone():
-    assert Positions().place(SimpleNamespace(), StepMetadata()) is None
+    assert Positions().offsets(StepBatch(["a"], np.array([0, 1])), StepMetadata(), CPU) is None
 
 
 def test_what_was_told_once_goes_on_wherever_the_request_is_in_the_batch():
@@ -71,10 +63,17 @@ def test_a_resumed_request_is_told_anew_and_an_ended_one_is_forgotten():
     resumed = StepMetadata(position_offsets=[("a", ((2, 3), (1, 30)))])
     assert place(positions, resumed, [0, 1, 2], {"a": 3}) == [3, 4, 32]
     assert place(positions, StepMetadata(), [3], {"a": 1}) == [33]
-    positions.end(["a", "unknown"])
+    end(positions, ["a", "unknown"])
     # Another request of the same id, without modules.
     assert place(positions, StepMetadata(), [3], {"a": 1}) == [3]
-    assert positions.place(SimpleNamespace(), StepMetadata()) is None
+
+
+def test_one_that_has_ended_may_begin_anew_in_the_same_step():
+    positions = Positions()
+    place(positions, StepMetadata(position_offsets=[("a", ((1, 10),))]), [0], {"a": 1})
+    step = StepMetadata(ended=["a"], position_offsets=[("a", ((1, 20),))])
+    assert place(positions, step, [0], {"a": 1}) == [20]
+    assert place(positions, StepMetadata(), [1], {"a": 1}) == [21]
 
 
 def test_any_mix_of_requests_has_the_positions_of_its_own_runs():
@@ -91,7 +90,7 @@ def test_any_mix_of_requests_has_the_positions_of_its_own_runs():
         for request_id in ended:
             del live[request_id]
             told.pop(request_id, None)
-        positions.end(ended)
+        end(positions, ended)
         batch = rng.sample(sorted(live), rng.randint(0, len(live)))
         if not batch:
             continue
@@ -110,40 +109,3 @@ def test_any_mix_of_requests_has_the_positions_of_its_own_runs():
             live[request_id][1] += num
         rng.shuffle(step.position_offsets)
         assert place(positions, step, indexes, lengths) == expected
-
-
-def test_slots_come_from_indexes_and_positions_follow():
-    calls = []
-
-    def compute_slot_mapping(num_requests, query_start_loc, indexes):
-        calls.append((num_requests, query_start_loc.tolist(), indexes.tolist()))
-
-    batch = runner(
-        [5, 6, 70, 71, 40, 41, 42, 99],
-        {"plain": 2, "other": 2, "modular": 3},
-        block_table=SimpleNamespace(compute_slot_mapping=compute_slot_mapping),
-    )
-    two = (AttentionRow(1, 0, Run(0, 1), 3), AttentionRow(2, None, Run(0, 2), 8))
-    rows = AttentionRows(two, ())
-    others = AttentionRows((AttentionRow(2, None, Run(0, 3), 9),), ())
-    # In another order than in the batch.
-    step = StepMetadata(
-        position_offsets=[("modular", ((2, -40), (1, 1000))), ("other", ((2, 200),))],
-        slot_offsets=[("modular", ((1, -30), (2, 3))), ("other", ((1, 0), (1, -1)))],
-        rows=[("modular", rows), ("other", others)],
-    )
-    split = Positions().place(batch, step)
-    assert calls == [(3, [0, 2, 4, 7], [5, 6, 70, 70, 10, 44, 45])]
-    assert batch.positions.tolist() == [5, 6, 270, 271, 0, 1, 1042, 99]
-    assert split == RowSplit({2: rows, 1: others})
-
-
-def test_slots_are_left_alone_where_positions_alone_differ():
-    def compute_slot_mapping(*_):
-        pytest.fail("vLLM's slots are right")
-
-    table = SimpleNamespace(compute_slot_mapping=compute_slot_mapping)
-    batch = runner([5, 6], {"modular": 2}, block_table=table)
-    step = StepMetadata(position_offsets=[("modular", ((2, 10),))])
-    assert Positions().place(batch, step) is None
-    assert batch.positions.tolist() == [15, 16]

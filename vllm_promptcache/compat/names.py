@@ -216,10 +216,9 @@ _METRICS = Reliance(
 )
 # The model runner: tokens get positions and slots of ours, and see blocks of their own; weights and
 # adapters change under the KV that was computed with them.
-RUNNER = Reliance(
-    ("worker/positions.py", "worker/attention_rows.py", "compat/worker.py"),
+_RUNNER = Reliance(
+    ("worker/attention_rows.py", "compat/runner.py", "compat/worker.py"),
     {
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner": "_prepare_inputs initialize_kv_cache",
         "vllm.v1.worker.utils:AttentionGroup": "build_metadata metadata_builders",
         "vllm.v1.attention.backend:AttentionMetadataBuilder": "build kv_cache_spec",
         "vllm.v1.attention.backend:CommonAttentionMetadata": (
@@ -230,10 +229,42 @@ RUNNER = Reliance(
         "vllm.v1.worker.gpu_worker:Worker": "finish_weight_update reload_weights update_weights",
         "vllm.lora.worker_manager:WorkerLoRAManager": "_load_adapter",
     },
+)
+RUNNER_V1 = Reliance(
+    ("worker/runner_inputs.py", "compat/runner.py"),
+    {
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner": (
+            "_prepare_inputs execute_model initialize_kv_cache"
+        ),
+        "vllm.v1.cudagraph_dispatcher:CudagraphDispatcher": "dispatch",
+    },
     "model runner",
-    "attn_groups get_model input_batch.block_table.compute_slot_mapping "
-    "input_batch.req_id_to_index input_batch.req_ids positions query_start_loc.gpu "
-    "query_start_loc.np vllm_config",
+    "attn_groups cudagraph_dispatcher.dispatch get_model "
+    "input_batch.block_table.compute_slot_mapping input_batch.req_ids positions "
+    "query_start_loc.gpu query_start_loc.np vllm_config",
+)
+RUNNER_V2 = Reliance(
+    ("worker/runner_inputs.py", "compat/runner.py"),
+    {
+        "vllm.v1.worker.gpu.model_runner:GPUModelRunner": (
+            "execute_model initialize_kv_cache prepare_attn"
+        ),
+        "vllm.v1.worker.gpu.model_states.interface:ModelState": (
+            "prepare_dummy_inputs prepare_inputs"
+        ),
+        "vllm.v1.worker.gpu.block_table:BlockTables": "compute_slot_mappings",
+        "vllm.v1.worker.gpu.input_batch:InputBatch": (
+            "idx_mapping num_tokens_after_padding positions query_start_loc query_start_loc_np "
+            "req_ids"
+        ),
+        "vllm.v1.worker.gpu.cudagraph_utils:CudaGraphManager": "dispatch",
+        "vllm.v1.worker.gpu.cudagraph_utils:BatchExecutionDescriptor": (
+            "cg_mode num_active_loras num_reqs num_tokens num_ubatches"
+        ),
+    },
+    "model runner",
+    "attn_groups block_tables cudagraph_manager device get_model max_num_tokens model_state "
+    "vllm_config",
 )
 # A layer's attention: how it writes a slot, and what it computes of queries and keys.
 LAYER = Reliance(
@@ -252,6 +283,8 @@ RELIANCES = (
     SCHEDULER,
     _CONNECTOR,
     _METRICS,
-    RUNNER,
+    _RUNNER,
+    RUNNER_V1,
+    RUNNER_V2,
     LAYER,
 )

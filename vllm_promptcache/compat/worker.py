@@ -1,8 +1,7 @@
-"""Workers: a step between its preparation and its forward pass, weights and adapters."""
+"""Workers: attention layers, weights and adapters."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +10,6 @@ from vllm_promptcache.compat.wrap import wrap
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.v1.attention.backend import CommonAttentionMetadata
-
-
-def after_prepare_inputs(act: Callable[[Any, Any], None]) -> None:
-    """Calls `act(model_runner, scheduler_output)` when a V1 runner has prepared a step's inputs.
-
-    By then the slot mapping is computed from vLLM's own indexes, and the positions that the model
-    gets may be replaced.
-    Can go when the V2 runner is the only one: its `ModelState` may return positions.
-    """
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    def prepare_inputs(original: Any, runner: Any, scheduler_output: Any, *args: Any) -> Any:
-        prepared = original(runner, scheduler_output, *args)
-        act(runner, scheduler_output)
-        return prepared
-
-    wrap(GPUModelRunner, "_prepare_inputs", prepare_inputs)
 
 
 def leave_layers_alone(is_ours: Callable[[Any], bool]) -> None:
@@ -47,43 +28,6 @@ def leave_layers_alone(is_ours: Callable[[Any], bool]) -> None:
         return not is_ours(utils.get_kv_transfer_group()) and original()
 
     wrap(utils, "is_v1_kv_transfer_group", is_asked)
-
-
-def after_initialize_kv_cache(act: Callable[[Any], None]) -> None:
-    """Calls `act(model_runner)` when a V1 runner has made its KV cache; its model is there then.
-
-    Can go when a connector is given the model.
-    """
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    def initialize_kv_cache(original: Any, runner: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(runner, *args, **kwargs)
-        act(runner)
-        return made
-
-    wrap(GPUModelRunner, "initialize_kv_cache", initialize_kv_cache)
-
-
-def split_attention_rows(
-    runner: Any, split: Callable[[CommonAttentionMetadata, int], CommonAttentionMetadata | None]
-) -> None:
-    """Lets `split(batch, block_size)` replace what attention backends are told of a batch.
-
-    None leaves it as it is. The size is that of the backend's blocks.
-    Can go when a connector can choose the blocks that a request's tokens see.
-    """
-
-    def build(
-        builder: Any, original: Any, common_prefix_len: int, batch: Any, *args: Any, **options: Any
-    ) -> Any:
-        if (rows := split(batch, builder.kv_cache_spec.block_size)) is not None:
-            # What all requests of the batch share may be more than some of the rows see.
-            return original(0, rows, *args, **options)
-        return original(common_prefix_len, batch, *args, **options)
-
-    for group in (group for groups in runner.attn_groups for group in groups):
-        for builder in group.metadata_builders:
-            wrap(builder, "build", functools.partial(build, builder))
 
 
 def after_reload_weights(act: Callable[[Any], None]) -> None:

@@ -25,14 +25,19 @@ from vllm.v1.request import Request
 
 from vllm_promptcache.compat.check import check_object
 from vllm_promptcache.compat.engine_core import add_utility
-from vllm_promptcache.compat.names import RUNNER
-from vllm_promptcache.compat.worker import (
+from vllm_promptcache.compat.names import RUNNER_V1, RUNNER_V2
+from vllm_promptcache.compat.runner import (
     after_initialize_kv_cache,
     after_prepare_inputs,
+    before_execute_model,
+    never_replay_full,
+    runner_class,
+    split_attention_rows,
+)
+from vllm_promptcache.compat.worker import (
     after_reload_weights,
     around_load_adapter,
     leave_layers_alone,
-    split_attention_rows,
 )
 from vllm_promptcache.core.reports.introspection import (
     PIN_UTILITY,
@@ -46,7 +51,7 @@ from vllm_promptcache.core.reports.metrics import ModuleStats
 from vllm_promptcache.steps.adapter_files import fingerprint_files
 from vllm_promptcache.steps.step import StepMetadata, WorkerReport, find_step
 from vllm_promptcache.worker.module_worker import ModuleWorker
-from vllm_promptcache.worker.positions import observed_tokens
+from vllm_promptcache.worker.runner_inputs import runner_inputs
 
 if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
@@ -71,8 +76,10 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._kv_caches: dict[str, torch.Tensor]
         if role == KVConnectorRole.WORKER:
             leave_layers_alone(lambda group: type(group) is PromptModuleConnector)
-            after_prepare_inputs(_place_tokens)
-            after_initialize_kv_cache(_bind_runner)
+            runner = runner_class(vllm_config)
+            after_initialize_kv_cache(runner, _bind_runner)
+            before_execute_model(runner, _begin_step)
+            after_prepare_inputs(runner, _place_tokens)
             after_reload_weights(_forget_model)
             around_load_adapter(fingerprint_files, _loaded_adapter)
         else:
@@ -139,16 +146,22 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     def bind_runner(self, runner: Any) -> None:
         """Makes copies and files ready, once a model runner has its KV caches."""
-        check_object(runner, RUNNER)
-        model = runner.get_model()
-        self._worker = ModuleWorker.create(runner.vllm_config, self._kv_caches, model)
+        config = runner.vllm_config
+        check_object(runner, RUNNER_V2 if config.use_v2_model_runner else RUNNER_V1)
+        inputs = runner_inputs(runner)
+        self._worker = ModuleWorker.create(config, self._kv_caches, runner.get_model(), inputs)
         split_attention_rows(runner, self._worker.split_rows)
+        placement = self._worker.placement
+        never_replay_full(runner, lambda: not placement.is_regular)
 
-    def place_tokens(self, runner: Any, scheduler_output: SchedulerOutput) -> None:
-        """Gives the tokens of a step their positions and slots, and what they see."""
+    def begin_step(self, scheduler_output: SchedulerOutput) -> None:
+        """Begins a step of the runner's, before anything of it is prepared."""
         if (step := find_step(scheduler_output.kv_connector_metadata)) is not None:
-            self._worker.split = self._worker.positions.place(runner, step)
-            self._worker.observe(observed_tokens(runner, step))
+            self._worker.placement.begin(step)
+
+    def place_tokens(self, prepared: Any) -> None:
+        """Gives the tokens of a step their positions and slots, and what they see."""
+        self._worker.place(prepared)
 
     def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:
         """Takes note that a LoRA adapter was read from its files."""
@@ -213,9 +226,14 @@ def _bind_runner(runner: Any) -> None:
         connector.bind_runner(runner)
 
 
-def _place_tokens(runner: Any, scheduler_output: SchedulerOutput) -> None:
+def _begin_step(scheduler_output: SchedulerOutput) -> None:
     if (connector := _connector()) is not None:
-        connector.place_tokens(runner, scheduler_output)
+        connector.begin_step(scheduler_output)
+
+
+def _place_tokens(prepared: Any) -> None:
+    if (connector := _connector()) is not None:
+        connector.place_tokens(prepared)
 
 
 def _connector() -> PromptModuleConnector | None:

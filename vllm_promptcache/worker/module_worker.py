@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +21,13 @@ from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.steps.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
-from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
-from vllm_promptcache.worker.attention_rows import RowSplit
+from vllm_promptcache.worker.attention_probe import AttentionProbe
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import Fingerprints, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
-from vllm_promptcache.worker.positions import Positions
+from vllm_promptcache.worker.placement import Placement
 from vllm_promptcache.worker.rotary import Rotary
+from vllm_promptcache.worker.runner_inputs import RunnerInputs
 
 
 @dataclass(slots=True)
@@ -38,19 +38,17 @@ class ModuleWorker:
         copier: Reads and writes slots of all layers.
         block_size: Slots a block.
         host: Modules in host memory.
+        placement: Where the tokens of the step go.
         rotary: How the model rotates its keys; None if modules cannot be relocated.
         probe: Measures attention; None if it cannot be measured.
-        positions: Those of running requests.
-        split: How the requests of the step are split into rows of attention.
     """
 
     copier: SlotCopier
     block_size: int
     host: HostStore
+    placement: Placement
     rotary: Rotary | None
     probe: AttentionProbe | None = None
-    positions: Positions = field(default_factory=Positions)
-    split: RowSplit | None = None
     _has_reported: bool = False
     _fingerprints: Fingerprints = field(default_factory=Fingerprints)
     _attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -62,6 +60,7 @@ class ModuleWorker:
         vllm_config: VllmConfig,
         kv_caches: dict[str, torch.Tensor],
         model: torch.nn.Module,
+        inputs: RunnerInputs,
     ) -> ModuleWorker:
         """Probes how the backend lays out the KV of a slot, and how the model rotates its keys.
 
@@ -69,6 +68,7 @@ class ModuleWorker:
             vllm_config: The engine's.
             kv_caches: KV cache of each layer.
             model: The model; its weights may change later.
+            inputs: Those of the model's runner.
 
         Raises:
             ValueError: The layout is not one that can be copied slot by slot.
@@ -93,7 +93,8 @@ class ModuleWorker:
         host = HostStore(copier, disk)
         rotary = Rotary.find(model, kv_caches)
         probe = AttentionProbe.create(layers, kv_caches, elements)
-        return cls(copier, vllm_config.cache_config.block_size, host, rotary, probe)
+        block_size, placement = vllm_config.cache_config.block_size, Placement(inputs)
+        return cls(copier, block_size, host, placement, rotary, probe)
 
     def begin(self, step: StepMetadata) -> None:
         """Moves modules to and from host memory and to other places, in the order given; then
@@ -101,7 +102,6 @@ class ModuleWorker:
 
         Mutates the cache. vLLM calls this in every step, also in one that computes nothing.
         """
-        self.positions.end(step.ended)
         for move in step.moves:
             if isinstance(move, RelocationCopy):
                 self._relocate(move)
@@ -120,7 +120,7 @@ class ModuleWorker:
 
     def after_forward(self, step: StepMetadata) -> None:
         """Compacts modules whose encode has ended and fingerprints them. Mutates the cache."""
-        self.split = None  # vLLM also makes batches of its own, to warm up
+        self.placement.end()
         if step.observed and self.probe is not None:
             self._attention |= self.probe.take()
         self._copy(step.stores)
@@ -138,14 +138,19 @@ class ModuleWorker:
             batch: As vLLM made it; not changed.
             block_size: Of the attention backend.
         """
-        if self.split is None:
+        if self.placement.split is None:
             return None
-        return self.split.apply(batch, self.block_size // block_size)
+        return self.placement.split.apply(batch, self.block_size // block_size)
 
-    def observe(self, observed: Sequence[ObservedTokens]) -> None:
-        """Measures what some of the step's tokens attend to, if that can be measured."""
+    def place(self, prepared: Any) -> None:
+        """Gives the tokens of the step their places, and observes some of them.
+
+        Args:
+            prepared: What the runner has prepared; mutated.
+        """
+        batch, observed = self.placement.place(prepared), self.placement.step.observed
         if observed and self.probe is not None:
-            self.probe.start(observed)
+            self.probe.start(batch.observed(observed))
 
     def report(self) -> WorkerReport | None:
         """Tells what the worker found out and, once, what it can do; None if there is no news."""
