@@ -18,7 +18,12 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # One thread: on two shared cores, threads that wait for each other are slower than one alone.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if os.environ.get("TEST_MODEL_RUNNER") == "v2":
+    if runs_on_v2():
         from tests.interpreter import use_runner_v2
 
         use_runner_v2()
+
+
+def runs_on_v2() -> bool:
+    """Whether engines are to run Model Runner V2."""
+    return os.environ.get("TEST_MODEL_RUNNER") == "v2"

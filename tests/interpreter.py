@@ -15,9 +15,7 @@ def use_runner_v2() -> None:
 
     To be called before vLLM or Triton is imported.
     """
-    os.environ.update(
-        TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1", CUDA_VISIBLE_DEVICES=""
-    )
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1", CUDA_VISIBLE_DEVICES="")
     from triton import backends
 
     backends.backends["cpu"] = backends.Backend(compiler=None, driver=_Driver)

@@ -190,9 +190,9 @@ def test_a_request_that_is_aborted_takes_its_probe_along(llm: LLM) -> None:
 def test_without_attention_a_prompt_is_served_as_it_is(
     llm: LLM, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm_promptcache.worker.module_worker import ModuleWorker
+    from vllm_promptcache.worker.attention_probe import AttentionProbe
 
-    monkeypatch.setattr(ModuleWorker, "observe", lambda self, observed: None)
+    monkeypatch.setattr(AttentionProbe, "start", lambda self, observed: None)
     output, plan, after = repaired(llm, prompt("Is that so?"))
     assert after is plan
     assert difference(reference, output, plan).largest < TOLERANCE
