@@ -152,7 +152,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._worker = ModuleWorker.create(config, self._kv_caches, runner.get_model(), inputs)
         split_attention_rows(runner, self._worker.split_rows)
         placement = self._worker.placement
-        never_replay_full(runner, lambda: not placement.is_regular)
+        never_replay_full(runner, lambda: placement.is_regular)
 
     def begin_step(self, scheduler_output: SchedulerOutput) -> None:
         """Begins a step of the runner's, before anything of it is prepared."""
