@@ -128,4 +128,4 @@ def test_full_graphs_are_replayed_for_regular_steps_only(
             assert difference(reference, output, plan).largest < TOLERANCE
     # The first pass of the second prompt, and what is repaired of it.
     assert num_others == 2
-    assert graphs.num_replayed > MAX_TOKENS
+    assert graphs.num_replayed >= MAX_TOKENS
