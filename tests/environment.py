@@ -19,7 +19,7 @@ def prepare_environment() -> None:
     # One thread: on two shared cores, threads that wait for each other are slower than one alone.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if runs_on_v2():
-        from tests.interpreter import use_runner_v2
+        from tests.runner_v2 import use_runner_v2
 
         use_runner_v2()
 
