@@ -59,6 +59,9 @@ setup(
             "torchmetrics>=1.9,<2",
         ],
     },
-    entry_points={"vllm.general_plugins": ["promptcache = vllm_promptcache.plugin:register"]},
+    entry_points={
+        "vllm.general_plugins": ["promptcache = vllm_promptcache.plugin:register"],
+        "console_scripts": ["promptcache-selftest = vllm_promptcache.selftest.__main__:main"],
+    },
     zip_safe=False,
 )

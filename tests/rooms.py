@@ -68,6 +68,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "quality.calibrate": ("errors", "models", "policies", "quality", "quality.evaluate"),
     "examples": (PACKAGE, "entrypoints", "models", "plan"),
+    "selftest": (PACKAGE, "kernels", "layout", "models", "quality.evaluate"),
 }
 
 
