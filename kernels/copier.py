@@ -11,7 +11,7 @@ def make_slot_copier(kv_caches: list[torch.Tensor], slot_elements: torch.Tensor)
     """Returns the fastest copier for the device of `kv_caches`.
 
     Args:
-        kv_caches: KV cache of each layer, `[num_blocks, ...]`, contiguous, all alike.
+        kv_caches: KV cache of each layer, `[num_blocks, ...]`; see `BlockRows.of_layers`.
         slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
     """
     # Imported where needed: numba and Triton each serve one kind of device.

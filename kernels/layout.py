@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from vllm_promptcache.kernels.block_rows import BlockRows, empty_blocks
+
 # Digits that every KV cache type represents exactly, 8-bit floats included.
 _BASE = 16
 
@@ -31,12 +33,15 @@ def probe_slot_elements(
 
     Returns:
         `[2 * num_kv_heads * head_size, block_size]` int64: for each element of a token (K, then
-        V) and each slot, its flat index inside the block.
+        V) and each slot, its index in the block's row of `BlockRows`.
 
     Raises:
-        ValueError: The backend does not give each slot elements of its own.
+        ValueError: A block is not one run of memory, or the backend does not give each of its slots
+            elements of its own.
     """
     num_elements = kv_cache[0].numel()
+    if num_elements % (2 * num_kv_heads * head_size):
+        raise ValueError("the attention backend's blocks hold more than keys and values")
     token_shape = (2, num_kv_heads, head_size)
     slot_ids = torch.arange(num_elements).view(-1, *token_shape)
     # Each element is written with its own number, digit by digit, and then found by it.
@@ -51,11 +56,35 @@ def probe_slot_elements(
     return elements.view(len(slot_ids), -1).T.contiguous()
 
 
+def slot_elements_of(blocks: torch.Tensor, block_size: int) -> torch.Tensor:
+    """What `probe_slot_elements` has found, for blocks that are made of the backend's.
+
+    Args:
+        blocks: `[num_elements, slots]` of one of the backend's (vLLM's kernel blocks).
+        block_size: Slots of a block.
+
+    Returns:
+        `[num_elements, block_size]`.
+
+    Raises:
+        ValueError: A block is not made of whole ones of the backend's.
+    """
+    num_each, rest = divmod(block_size, blocks.shape[1])
+    if rest or not num_each:
+        raise ValueError(
+            f"blocks of {block_size} slots are not made of the attention backend's, which have "
+            f"{blocks.shape[1]}: set --block-size to a multiple of that"
+        )
+    starts = torch.arange(num_each) * blocks.numel()
+    return (blocks[:, None] + starts[:, None]).flatten(1)
+
+
 def _write_block(write_kv: WriteKV, like: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Writes `tokens` to the second block of a small cache like `like`; returns the block."""
     block_size, device = len(tokens), like.device
-    cache = torch.zeros(2, *like.shape[1:], dtype=like.dtype, device=device)
+    cache = empty_blocks(like, 2)
     key, value = tokens.to(device).unbind(dim=1)
     slot_mapping = torch.arange(block_size, 2 * block_size, device=device)
     write_kv(key.contiguous(), value.contiguous(), cache, slot_mapping)
-    return cache[1].flatten().to("cpu", torch.float32).to(torch.int64)
+    written = BlockRows.of(cache, like[0].numel()).rows[1]
+    return written.to("cpu", torch.float32).to(torch.int64)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vllm_promptcache.kernels.block_rows import BlockRows
 from vllm_promptcache.kernels.rotation import Rotation, rotate_keys
 
 Slots = npt.NDArray[np.int64]
@@ -19,8 +20,11 @@ class SlotCopier:
     """Copies the KV of slots and blocks in all layers.
 
     Args:
-        kv_caches: KV cache of each layer, `[num_blocks, ...]`, contiguous, all alike.
+        kv_caches: KV cache of each layer, `[num_blocks, ...]`; see `BlockRows.of_layers`.
         slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
+
+    Raises:
+        ValueError: See `BlockRows.of_layers`.
     """
 
     _rotate_keys = staticmethod(rotate_keys)
@@ -28,7 +32,8 @@ class SlotCopier:
     def __init__(self, kv_caches: list[torch.Tensor], slot_elements: torch.Tensor) -> None:
         # As integers: a copy must not care whether some bits are a NaN.
         bits = _BITS[kv_caches[0].element_size()]
-        self._layers = [cache.view(bits).view(len(cache), -1) for cache in kv_caches]
+        layers = BlockRows.of_layers(kv_caches, slot_elements.numel())
+        self._layers = [layer.rows.view(bits) for layer in layers]
         self._dtype = kv_caches[0].dtype
         self._elements = slot_elements.to(kv_caches[0].device)
 

@@ -268,7 +268,7 @@ RUNNER_V2 = Reliance(
 )
 # A layer's attention: how it writes a slot, and what it computes of queries and keys.
 LAYER = Reliance(
-    ("compat/worker.py", "worker/attention_probe.py", "worker/module_worker.py"),
+    ("compat/worker.py", "worker/attention_probe.py", "worker/kv_caches.py"),
     owner="attention layer",
     attributes="head_size impl.do_kv_cache_update impl.forward impl.scale num_kv_heads",
 )

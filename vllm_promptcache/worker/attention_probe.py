@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vllm_promptcache.kernels.block_rows import BlockRows
 from vllm_promptcache.steps.slots import Slots
 
 # 8-bit floats are not among them: their values are scaled.
@@ -61,7 +62,7 @@ class AttentionProbe:
 
     _layers: dict[str, Any]
     _caches: dict[str, torch.Tensor]
-    _block_elements: int
+    _block_stride: int
     _key_elements: torch.Tensor
     _observations: list[_Observation] = field(default_factory=list)
 
@@ -76,7 +77,7 @@ class AttentionProbe:
 
         Args:
             layers: vLLM's attention layers by name.
-            kv_caches: KV cache of each, `[num_blocks, ...]`, contiguous, all alike.
+            kv_caches: KV cache of each, `[num_blocks, ...]`; see `BlockRows.of_layers`.
             slot_elements: `[num_elements, block_size]`, from `probe_slot_elements`.
 
         Returns:
@@ -86,10 +87,10 @@ class AttentionProbe:
             return None
         if not all(map(_is_plain, layers.values())):
             return None
-        caches = {name: kv_caches[name].view(-1) for name in layers}
-        any_cache = next(iter(kv_caches.values()))
-        key_elements = slot_elements[: len(slot_elements) // 2].to(any_cache.device)
-        return cls(dict(layers), caches, any_cache[0].numel(), key_elements)
+        blocks = BlockRows.of_layers((kv_caches[name] for name in layers), slot_elements.numel())
+        caches = {name: rows.memory for name, rows in zip(layers, blocks, strict=True)}
+        key_elements = slot_elements[: len(slot_elements) // 2].to(blocks[0].rows.device)
+        return cls(dict(layers), caches, blocks[0].block_stride, key_elements)
 
     def start(self, observed: Sequence[ObservedTokens]) -> None:
         """Observes the coming forward pass, until `take`.
@@ -123,7 +124,7 @@ class AttentionProbe:
     def _prepare(self, tokens: ObservedTokens) -> _Observation:
         block_size, device = self._key_elements.shape[1], self._key_elements.device
         slots = torch.from_numpy(tokens.slots).to(device)
-        first_elements = (slots // block_size * self._block_elements)[:, None]
+        first_elements = (slots // block_size * self._block_stride)[:, None]
         index = (first_elements + self._key_elements.T[slots % block_size]).view(-1)
         num_rows, num_tokens = len(tokens.rows), len(slots)
         is_hidden = torch.ones(num_rows, num_tokens, dtype=torch.bool, device=device)

@@ -12,12 +12,9 @@ import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
-from vllm_promptcache.compat.check import check_object
-from vllm_promptcache.compat.names import LAYER
-from vllm_promptcache.compat.worker import attention_layers, hide_llvmlite, kv_writer
+from vllm_promptcache.compat.worker import attention_layers, hide_llvmlite
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.kernels.copier import make_slot_copier
-from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.steps.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
@@ -25,6 +22,7 @@ from vllm_promptcache.worker.attention_probe import AttentionProbe
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import Fingerprints, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
+from vllm_promptcache.worker.kv_caches import find_slot_elements
 from vllm_promptcache.worker.placement import Placement
 from vllm_promptcache.worker.rotary import Rotary
 from vllm_promptcache.worker.runner_inputs import RunnerInputs
@@ -71,14 +69,11 @@ class ModuleWorker:
             inputs: Those of the model's runner.
 
         Raises:
-            ValueError: The layout is not one that can be copied slot by slot.
+            UnsupportedError, ValueError: See `find_slot_elements`.
         """
         layers = attention_layers(vllm_config, kv_caches)
-        name, layer = next(iter(layers.items()))
-        check_object(layer, LAYER)
-        elements = probe_slot_elements(
-            kv_writer(layer), kv_caches[name], layer.num_kv_heads, layer.head_size
-        )
+        block_size = vllm_config.cache_config.block_size
+        elements = find_slot_elements(layers, kv_caches, block_size)
         copier = make_slot_copier(list(kv_caches.values()), elements)
         hide_llvmlite()
         config = PromptModulesConfig.of(vllm_config)
@@ -93,8 +88,7 @@ class ModuleWorker:
         host = HostStore(copier, disk)
         rotary = Rotary.find(model, kv_caches)
         probe = AttentionProbe.create(layers, kv_caches, elements)
-        block_size, placement = vllm_config.cache_config.block_size, Placement(inputs)
-        return cls(copier, block_size, host, placement, rotary, probe)
+        return cls(copier, block_size, host, Placement(inputs), rotary, probe)
 
     def begin(self, step: StepMetadata) -> None:
         """Moves modules to and from host memory and to other places, in the order given; then
