@@ -3,20 +3,36 @@
 pytest does not collect it on its own: Triton has to be imported with TRITON_INTERPRET=1.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from tests.runner_v2 import use_runner_v2
+from vllm_promptcache.kernels import copy_slots
 from vllm_promptcache.kernels.gpu import TritonSlotCopier
+from vllm_promptcache.kernels.layout import probe_slot_elements, slot_elements_of
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.kernels.rotate_keys import rotate_keys_triton
 from vllm_promptcache.kernels.rotation import rotate_keys
 
+from .layout_cases import CHECKS, check_copy
+from .layouts import FORMS, TAKEN, Caches, Form
 from .test_copy_slots import caches, copies
 from .test_layout import HEAD_SIZE, write_rows, write_transposed
 from .test_rotate_blocks import SOURCE, TARGET, random_rotation, slot_elements
 
+# Before vLLM is imported: its own Triton kernels are interpreted, too.
+use_runner_v2()
+
 # Head sizes and rotary dimensions, the last two for partial rotary embeddings.
 SIZES = [(64, 64), (80, 80), (96, 96), (128, 128), (80, 32), (96, 24)]
+
+# bfloat16 apart, see below; its bits are moved as those of float16 are.
+_HALF = {torch.bfloat16: torch.float16}
+LAYOUTS = [replace(form, dtype=_HALF.get(form.dtype, form.dtype)) for form in FORMS]
 
 
 @pytest.mark.parametrize(("head_size", "rotary_dim"), SIZES)
@@ -59,3 +75,54 @@ def test_a_module_is_relocated_as_in_plain_torch(write, dtype):
     for copier in (SlotCopier(expected, elements), TritonSlotCopier(actual, elements)):
         copier.rotate_blocks(SOURCE, TARGET, rotation, head_size=HEAD_SIZE)
     assert all(map(torch.equal, expected, actual))
+
+
+@pytest.mark.parametrize("form", LAYOUTS, ids=str)
+@pytest.mark.parametrize("check", CHECKS)
+def test_all_layouts_are_served(form, check):
+    CHECKS[check](form, lambda caches: TritonSlotCopier(caches.layers, caches.elements()))
+
+
+@pytest.mark.parametrize("form", LAYOUTS, ids=str)
+def test_the_writer_of_a_backend_for_gpus_is_probed(form, monkeypatch):
+    from vllm.v1.attention.backend import AttentionType
+    from vllm.v1.attention.backends.triton_attn import TritonAttentionImpl
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    impl = SimpleNamespace(
+        attn_type=AttentionType.DECODER,
+        head_size=form.head_size,
+        kv_cache_dtype="auto",
+        _is_per_token_head_quant=False,
+    )
+    layer = SimpleNamespace(_k_scale=None, _v_scale=None)
+    caches = Caches(form)
+    found = probe_slot_elements(
+        lambda *args: TritonAttentionImpl.do_kv_cache_update(impl, layer, *args),
+        caches.layers[0],
+        form.num_heads,
+        form.head_size,
+    )
+    assert torch.equal(slot_elements_of(found, form.block_size), caches.elements())
+
+
+@pytest.mark.parametrize("num_layers_at_once", [1, 2])
+@pytest.mark.parametrize("layout", TAKEN)
+def test_long_copies_go_a_few_layers_at_a_time(monkeypatch, layout, num_layers_at_once):
+    form = Form(layout)
+    num_tokens, num_elements = 38, 2 * form.num_heads * form.head_size
+    kept = num_layers_at_once * num_tokens * num_elements
+    monkeypatch.setattr(copy_slots, "_NUM_KEPT", kept)
+    check_copy(form, lambda caches: TritonSlotCopier(caches.layers, caches.elements()))
+
+
+def test_offsets_may_need_more_than_32_bits():
+    # Of these two GB three blocks are touched.
+    block_stride, elements = 2**30 + 8, torch.arange(24).view(3, 8)
+    memory = torch.empty(2 * block_stride + 24, dtype=torch.int8)
+    layer = memory.as_strided((3, 24), (block_stride, 1))
+    layer[:] = torch.arange(72).view(3, 24)
+    expected = layer.clone()
+    SlotCopier([expected], elements).copy(np.arange(8), np.arange(16, 24))
+    TritonSlotCopier([layer], elements).copy(np.arange(8), np.arange(16, 24))
+    assert torch.equal(layer, expected)
