@@ -50,17 +50,37 @@ def test_attributes_of_instances_are_looked_for_in_their_class() -> None:
     )
 
 
-def test_a_runner_is_looked_at_when_it_is_bound() -> None:
-    buffer = SimpleNamespace(gpu=None)
-    batch = SimpleNamespace(req_id_to_index={}, req_ids=[])
-    runner = SimpleNamespace(
-        attn_groups=[], get_model=None, input_batch=batch, query_start_loc=buffer, vllm_config=None
-    )
+def bind(runner: SimpleNamespace) -> str:
     with pytest.raises(UnsupportedError) as error:
         PromptModuleConnector.__new__(PromptModuleConnector).bind_runner(runner)
-    missing = ("input_batch.block_table.compute_slot_mapping", "positions", "query_start_loc.np")
-    told = ", ".join(f"{name} of the model runner" for name in missing)
-    assert f"hook into: {told}\nhint: " in str(error.value)
+    return str(error.value)
+
+
+def of_runner(*names: str) -> str:
+    return ", ".join(f"{name} of the model runner" for name in names)
+
+
+def test_a_v1_runner_is_looked_at_when_it_is_bound() -> None:
+    config = SimpleNamespace(use_v2_model_runner=False)
+    runner = SimpleNamespace(
+        attn_groups=[],
+        cudagraph_dispatcher=SimpleNamespace(dispatch=None),
+        get_model=None,
+        input_batch=SimpleNamespace(req_ids=[]),
+        query_start_loc=SimpleNamespace(gpu=None),
+        vllm_config=config,
+    )
+    missing = of_runner(
+        "input_batch.block_table.compute_slot_mapping", "positions", "query_start_loc.np"
+    )
+    assert f"hook into: {missing}\nhint: " in bind(runner)
+
+
+def test_a_v2_runner_is_looked_at_when_it_is_bound() -> None:
+    config = SimpleNamespace(use_v2_model_runner=True)
+    runner = SimpleNamespace(attn_groups=[], device=None, get_model=None, vllm_config=config)
+    missing = of_runner("block_tables", "cudagraph_manager", "max_num_tokens", "model_state")
+    assert f"hook into: {missing}\nhint: " in bind(runner)
 
 
 def test_a_scheduler_is_looked_at_when_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
