@@ -23,4 +23,6 @@ def test_a_kernel_that_mixes_slots_up_is_found(monkeypatch):
 
     monkeypatch.setattr(CPUSlotCopier, "copy", wrong)
     results = list(check_kernels(torch.device("cpu"), torch.float32))
-    assert {what for _, what, is_right in results if not is_right} == {"copy"}
+    wrong = {what for _, what, is_right in results if not is_right}
+    assert "copy" in wrong
+    assert "read and write" not in wrong
