@@ -7,7 +7,7 @@ without a hook, in its docstring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -21,12 +21,20 @@ class Reliance:
             instances. They are looked for when an engine is configured.
         owner: A kind of object, of which more is to be looked for when it is there.
         attributes: Its attributes, and theirs behind a dot.
+        classes: Those that it may be of; where only sources are there, they are looked at.
     """
 
     files: tuple[str, ...]
     names: Mapping[str, str] = field(default_factory=dict)
     owner: str = ""
     attributes: str = ""
+    classes: tuple[str, ...] = ()
+
+    def wanted(self) -> Iterator[tuple[str, str]]:
+        """All of it, as an owner and a name of it, attributes of objects by their classes."""
+        objects = ((cls, self.attributes) for cls in self.classes)
+        for owner, names in (*self.names.items(), *objects):
+            yield from ((owner, name) for name in names.split())
 
 
 # Options on the command line; our renderer and routes in place of, or beside, vLLM's; which of
@@ -107,10 +115,11 @@ _REQUESTS = Reliance(
     ("compat/requests.py", "core/adapters.py", "core/request.py", "core/reports/usage.py"),
     {
         "vllm.v1.request:Request": (
-            "_all_token_ids _block_hasher all_token_ids arrival_time block_hashes cache_salt "
-            "client_index is_finished lora_request max_tokens num_computed_tokens num_preemptions "
-            "num_prompt_tokens num_tokens prefill_stats priority prompt_token_ids request_id "
-            "sampling_params skip_reading_prefix_cache status trace_headers update_block_hashes"
+            "__init__ _all_token_ids _block_hasher all_token_ids arrival_time block_hashes "
+            "cache_salt client_index is_finished lora_request max_tokens num_computed_tokens "
+            "num_preemptions num_prompt_tokens num_tokens prefill_stats priority prompt_token_ids "
+            "request_id sampling_params skip_reading_prefix_cache status trace_headers "
+            "update_block_hashes"
         ),
         "vllm.v1.request:RequestStatus": "FINISHED_ABORTED FINISHED_ERROR RUNNING",
         "vllm.lora.request:LoRARequest": "load_inplace lora_int_id lora_name lora_path",
@@ -161,6 +170,7 @@ SCHEDULER = Reliance(
             "allocate_slots create_kv_cache_blocks get_block_ids get_blocks"
         ),
         "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator": "cache_blocks",
+        "vllm.v1.engine": "EngineCoreOutput EngineCoreOutputs",
         "vllm.v1.engine:EngineCoreOutput": "finish_reason request_id stop_reason",
         "vllm.v1.engine:EngineCoreOutputs": "outputs",
     },
@@ -170,6 +180,7 @@ SCHEDULER = Reliance(
     "kv_cache_manager.coordinator.cache_blocks max_num_active_reqs max_num_scheduled_tokens "
     "policy requests running scheduler_config vllm_config waiting.add_request "
     "waiting.prepend_request waiting.remove_request",
+    ("vllm.v1.core.sched.scheduler:Scheduler",),
 )
 # The connector: copies of a step, alone or beside a connector of the user's.
 _CONNECTOR = Reliance(
@@ -181,17 +192,24 @@ _CONNECTOR = Reliance(
         ),
         "vllm.distributed.kv_transfer.kv_connector.v1.base": "KVConnectorWorkerMetadata",
         "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1": (
-            "_get_connector_metadata _kv_cache_manager get_num_new_matched_tokens "
-            "handle_preemptions wait_for_save"
+            "__init__ _get_connector_metadata _kv_cache_manager build_connector_meta "
+            "build_connector_worker_meta build_kv_connector_stats build_prom_metrics "
+            "get_kv_connector_stats get_num_new_matched_tokens handle_preemptions "
+            "has_connector_metadata on_new_request register_kv_caches save_kv_layer shutdown "
+            "start_load_kv update_connector_output update_state_after_alloc wait_for_layer_load "
+            "wait_for_save"
         ),
         "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector:MultiConnector": (
-            "_aggregate_request_finished _extra_async_saves sub_connectors"
+            "__init__ _aggregate_request_finished _extra_async_saves build_connector_meta "
+            "sub_connectors"
         ),
+        "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector": "MultiKVConnectorMetadata",
         "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector:MultiKVConnectorMetadata": (
             "extra_async_saves metadata"
         ),
         "vllm.v1.core.kv_cache_manager:KVCacheBlocks": "get_block_ids",
         "vllm.v1.core.kv_cache_utils": "KVCacheBlockCopy",
+        "vllm.v1.core.sched.output": "CachedRequestData",
         "vllm.v1.core.sched.output:CachedRequestData": (
             "all_token_ids new_block_ids new_token_ids num_computed_tokens num_output_tokens "
             "req_ids resumed_req_ids"
@@ -242,6 +260,7 @@ RUNNER_V1 = Reliance(
     "attn_groups cudagraph_dispatcher.dispatch get_model "
     "input_batch.block_table.compute_slot_mapping input_batch.req_ids positions "
     "query_start_loc.gpu query_start_loc.np vllm_config",
+    ("vllm.v1.worker.gpu_model_runner:GPUModelRunner",),
 )
 RUNNER_V2 = Reliance(
     ("worker/runner_inputs.py", "compat/runner.py"),
@@ -265,12 +284,25 @@ RUNNER_V2 = Reliance(
     "model runner",
     "attn_groups block_tables cudagraph_manager device get_model max_num_tokens model_state "
     "vllm_config",
+    ("vllm.v1.worker.gpu.model_runner:GPUModelRunner",),
 )
 # A layer's attention: how it writes a slot, and what it computes of queries and keys.
 LAYER = Reliance(
     ("compat/worker.py", "worker/attention_probe.py", "worker/kv_caches.py"),
     owner="attention layer",
-    attributes="head_size impl.do_kv_cache_update impl.forward impl.scale num_kv_heads",
+    attributes="head_size impl num_kv_heads",
+    classes=("vllm.model_executor.layers.attention.attention:Attention",),
+)
+BACKEND = Reliance(
+    ("compat/worker.py", "worker/attention_probe.py"),
+    owner="attention backend",
+    attributes="do_kv_cache_update forward scale",
+    classes=(
+        "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl",
+        "vllm.v1.attention.backends.flash_attn:FlashAttentionImpl",
+        "vllm.v1.attention.backends.flashinfer:FlashInferImpl",
+        "vllm.v1.attention.backends.triton_attn:TritonAttentionImpl",
+    ),
 )
 
 RELIANCES = (
@@ -287,4 +319,5 @@ RELIANCES = (
     RUNNER_V1,
     RUNNER_V2,
     LAYER,
+    BACKEND,
 )

@@ -250,10 +250,12 @@ class PromptModuleMixin(Scheduler):
             return False
         return super()._handle_blocked_waiting_request(request)
 
-    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+    def _get_local_prefix_cache_hit(
+        self, request: Request, *options: Any
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
         modular = self.residency.get(request)
         if modular is None:
-            return super()._get_local_prefix_cache_hit(request)
+            return super()._get_local_prefix_cache_hit(request, *options)
         # If a module is missing the connector, asked next, answers "later".
         blocks = self.residency.map(modular) or []
         hit = self.kv_cache_manager.create_kv_cache_blocks((blocks,))

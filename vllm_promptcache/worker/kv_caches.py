@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vllm_promptcache.compat.check import check_object
-from vllm_promptcache.compat.names import LAYER
+from vllm_promptcache.compat.names import BACKEND, LAYER
 from vllm_promptcache.compat.worker import kv_writer
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.kernels.layout import probe_slot_elements, slot_elements_of
@@ -36,6 +36,7 @@ def find_slot_elements(
     """
     name, layer = next(iter(layers.items()))
     check_object(layer, LAYER)
+    check_object(layer.impl, BACKEND)
     _check_dtypes({cache.dtype for cache in kv_caches.values()})
     _check_kinds(layers.values())
     blocks = probe_slot_elements(
