@@ -33,7 +33,7 @@ setup(
     package_dir={KERNELS: "kernels"},
     package_data={PACKAGE: ["py.typed", "**/*.lark", "**/*.pml", "**/*.json", "**/*.txt"]},
     install_requires=[
-        "vllm>=0.32,<0.33",
+        "vllm>=0.32,<0.34",
         "cachetools",
         "filelock",
         "lark==1.2.2",
@@ -60,8 +60,11 @@ setup(
         ],
     },
     entry_points={
+        "console_scripts": [
+            "promptcache-compat = vllm_promptcache.compat.__main__:main",
+            "promptcache-selftest = vllm_promptcache.selftest.__main__:main",
+        ],
         "vllm.general_plugins": ["promptcache = vllm_promptcache.plugin:register"],
-        "console_scripts": ["promptcache-selftest = vllm_promptcache.selftest.__main__:main"],
     },
     zip_safe=False,
 )

@@ -69,6 +69,8 @@ def check_engine(vllm_config: VllmConfig) -> None:
     # It cuts a batch by its requests, and these may be several rows of attention.
     _require(not parallel.use_ubatching, "microbatches (--enable-dbo, --ubatch-size)")
     _require(vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own")
+    # It gives the experts of every token, and knows none of those that modules bring.
+    _require(not vllm_config.aux_output_config.enabled, "--enable-return-routed-experts")
     config = PromptModulesConfig.of(vllm_config)
     if config.shadow:
         is_logits = vllm_config.model_config.logprobs_mode.endswith("logits")
@@ -137,6 +139,11 @@ def compose_connectors(vllm_config: VllmConfig) -> None:
 
     chosen = vllm_config.kv_transfer_config
     assert chosen is not None, "ours is the default"
+    # From 0.33 on vLLM gives all its stages the same number of blocks, but not beside others.
+    is_simple = chosen.has_connector("SimpleCPUOffloadConnector")
+    num_stages = vllm_config.parallel_config.pipeline_parallel_size
+    what = "SimpleCPUOffloadConnector and pipeline parallelism"
+    _require(num_stages == 1 or not is_simple, what)
     if chosen.kv_connector != PromptModuleConnector.__name__:
         vllm_config.kv_transfer_config = compose(chosen)
 

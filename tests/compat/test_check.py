@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
+import vllm
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from tests.rooms import ROOT
 from vllm_promptcache.compat import names
 from vllm_promptcache.compat.check import check_names, check_object
 from vllm_promptcache.connector.connector import PromptModuleConnector
@@ -26,7 +29,10 @@ def test_names_of_classes_that_are_gone_are_told_at_once(monkeypatch: pytest.Mon
         check_names()
     gone = "vllm.v1.core.block_pool.BlockPool.touch, vllm.v1.core.sched.scheduler.Scheduler._pree"
     assert f"lacks what prompt modules hook into: {gone}mpt_request\nhint: " in str(error.value)
-    assert "vLLM 0.32" in str(error.value)
+    assert f"vLLM {vllm.__version__} lacks" in str(error.value)
+    requirement = re.search(r"install (vllm\S+)", str(error.value))
+    assert requirement
+    assert f'"{requirement[1]}"' in (ROOT.parent / "setup.py").read_text()
 
 
 def test_attributes_of_instances_are_looked_for_in_their_class() -> None:

@@ -46,7 +46,7 @@ def _refuse(missing: list[str]) -> None:
 
         raise UnsupportedError(
             f"vLLM {vllm.__version__} lacks what prompt modules hook into: {', '.join(missing)}",
-            "install vllm>=0.32,<0.33",
+            "install vllm>=0.32,<0.34",
         )
 
 

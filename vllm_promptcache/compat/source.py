@@ -93,7 +93,9 @@ class Source:
 
     def _class_of(self, found: Definition | None) -> Definition | None:
         """The class of what a name stands for, as far as the source says it; of a class, itself."""
-        match found and found.node:
+        if found is None:
+            return None
+        match found.node:
             case ast.ClassDef():
                 return found
             case ast.FunctionDef(returns=said) | ast.AnnAssign(annotation=said):
@@ -137,7 +139,9 @@ def _defined(body: Iterable[ast.AST]) -> _Names:
                         node.module, [alias], node.level
                     )
             case ast.If() | ast.Try():
-                names = _defined(node.orelse) | _defined(node.body) | names
+                handlers = node.handlers if isinstance(node, ast.Try) else []
+                others = (part for handler in handlers for part in handler.body)
+                names = _defined([*others, *node.orelse]) | _defined(node.body) | names
     return names
 
 

@@ -251,11 +251,12 @@ class PromptModuleMixin(Scheduler):
         return super()._handle_blocked_waiting_request(request)
 
     def _get_local_prefix_cache_hit(
-        self, request: Request, *options: Any
+        self, request: Request, *limit: int | None
     ) -> tuple[KVCacheBlocks, int, int, bool]:
         modular = self.residency.get(request)
         if modular is None:
-            return super()._get_local_prefix_cache_hit(request, *options)
+            return super()._get_local_prefix_cache_hit(request, *limit)
+        # vLLM 0.33 adds a limit, for auxiliary outputs only; these are refused at the start.
         # If a module is missing the connector, asked next, answers "later".
         blocks = self.residency.map(modular) or []
         hit = self.kv_cache_manager.create_kv_cache_blocks((blocks,))

@@ -27,20 +27,17 @@ def in_completion(
     details = response.usage.prompt_tokens_details
     if details is not None:
         details.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
-    modules = [module for output in outputs for module in _take(output.kv_transfer_params)]
-    if modules:
+    if modules := [module for output in outputs for module in _take(output)]:
         setattr(response, REQUEST_FIELD, modules)
-        _take(response.kv_transfer_params)
-        response.kv_transfer_params = response.kv_transfer_params or None
+        _take(response)
     return response
 
 
 async def in_chat(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Wraps `OpenAIServingChat.chat_completion_full_generator`."""
     response = await original(*args, **kwargs)
-    if modules := _take(getattr(response, "kv_transfer_params", None)):
+    if modules := _take(response):
         setattr(response, REQUEST_FIELD, modules)
-        response.kv_transfer_params = response.kv_transfer_params or None
     return response
 
 
@@ -70,7 +67,7 @@ def _watch(args: Any, kwargs: Any, modules: list[Any]) -> tuple[Any, Any]:
         async for output in outputs:
             # Of a list of prompts, each comes with its index.
             result = output[1] if isinstance(output, tuple) else output
-            modules.extend(_take(result.kv_transfer_params))
+            modules.extend(_take(result))
             yield output
 
     def watch(value: Any) -> Any:
@@ -79,8 +76,17 @@ def _watch(args: Any, kwargs: Any, modules: list[Any]) -> tuple[Any, Any]:
     return tuple(map(watch, args)), {key: watch(value) for key, value in kwargs.items()}
 
 
-def _take(params: dict[str, Any] | None) -> list[Any]:
-    modules: list[Any] = (params or {}).pop(REQUEST_FIELD, [])
+def _take(told: Any) -> list[Any]:
+    """Takes the modules out of the parameters of an output or a response. Mutates it.
+
+    vLLM writes the parameters into responses, from 0.33 on into the last chunk of a stream too;
+    where nothing else is in them, there shall be none.
+    """
+    params = getattr(told, "kv_transfer_params", None)
+    if params is None:
+        return []
+    modules: list[Any] = params.pop(REQUEST_FIELD, [])
+    told.kv_transfer_params = params or None
     return modules
 
 
