@@ -22,7 +22,8 @@ class Base:
             self.first, (self.second, _) = 1, (2, 3)
     @property
     def told(self) -> "Config | None": ...
-    def make(self) -> Config: ...
+    def make(self) -> Config:
+        self.late = Config()
 class Config:
     size: int = 3
 """,
@@ -66,6 +67,7 @@ def source(tmp_path: Path) -> Source:
         ("vllm.pool:Pool", "pools"),
         ("vllm.pool:Pool", "annotated"),  # of the base
         ("vllm.pool:Pool", "second"),  # assigned in the base's `__init__`
+        ("vllm.pool:Pool", "late.size"),  # in another method of it
         ("vllm.pool:Pool", "config.size"),  # what the base's argument is
         ("vllm.pool:Pool", "told.size"),
         ("vllm.pool:Pool", "made.size"),  # what a method gives

@@ -86,7 +86,7 @@ class Source:
         if cls is None or not isinstance(cls.node, ast.ClassDef):
             return None
         own = _defined(cls.node.body)
-        if node := own.get(name) or _assigned(own.get("__init__")).get(name):
+        if node := own.get(name) or _assigned(own.get("__init__"), cls.node).get(name):
             return Definition(cls.module, node, cls.node)
         bases = (self._class_named(base, cls) for base in cls.node.bases)
         return next((found for base in bases if (found := self._member(base, name))), None)
@@ -145,16 +145,15 @@ def _defined(body: Iterable[ast.AST]) -> _Names:
     return names
 
 
-def _assigned(function: ast.AST | None) -> _Names:
-    """The attributes of `self` that a function sets."""
+def _assigned(*scopes: ast.AST | None) -> _Names:
+    """The attributes of `self` that are set somewhere in the scopes; the first of each counts."""
     names: _Names = {}
-    for node in ast.walk(function) if function else ():
+    for node in (node for scope in scopes if scope for node in ast.walk(scope)):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        for target in targets:
-            for part in ast.walk(target) if target else ():
-                match part:
-                    case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
-                        names.setdefault(name, node)
+        for part in (part for target in targets if target for part in ast.walk(target)):
+            match part:
+                case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                    names.setdefault(name, node)
     return names
 
 
