@@ -40,6 +40,7 @@ def test_experts_of_tokens_that_modules_bring_are_unknown(monkeypatch: pytest.Mo
     config.cache_config.cache_dtype = "auto"
     parallel = config.parallel_config
     parallel.decode_context_parallel_size = parallel.prefill_context_parallel_size = 1
+    parallel.use_ubatching = False
     config.scheduler_config.scheduler_cls = None
     config.aux_output_config.enabled = True
     with pytest.raises(UnsupportedError, match="--enable-return-routed-experts"):
