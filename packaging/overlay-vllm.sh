@@ -23,7 +23,7 @@ kept = (".py", ".json", ".jinja", ".typed", "/METADATA", "/entry_points.txt")
 with ZipFile(wheel) as archive:
     archive.extractall(folder, [name for name in archive.namelist() if name.endswith(kept)])
 for compiled in installed.glob("*.so"):
-    (folder / "vllm" / compiled.name).symlink_to(compiled)
+    (folder / "vllm" / compiled.name).symlink_to(compiled.resolve())
 # By "+cpu" vLLM knows its CPU build; what the wheel requires is for another one.
 (info,) = folder.glob("vllm-*.dist-info")
 lines = (info / "METADATA").read_text().splitlines(keepends=True)
