@@ -3,12 +3,14 @@
 Without pytest, with other numbers:
 
     python -m tests.engine.test_stress --operations 10000 --seed 3
+    python -m tests.engine.test_stress --operations 2000 --seed 3 --async-scheduling
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from tests.environment import prepare_environment
 
 prepare_environment()
 
+from tests.async_scheduling import asynchronous_scheduling  # noqa: E402
 from tests.engine.harness import running_engine  # noqa: E402
 from tests.engine.stress import Stress  # noqa: E402
 from tests.families import LLAMA  # noqa: E402
@@ -46,8 +49,14 @@ ENGINE_ARGS = {
 }
 
 
-def stress(folder: Path, num_operations: int, seed: int) -> str:
+def stress(folder: Path, num_operations: int, seed: int, *, is_async: bool = False) -> str:
     """Runs the operations and returns the counts.
+
+    Args:
+        folder: For the model, and modules on disk.
+        num_operations: How many.
+        seed: Of all choices.
+        is_async: Whether steps are scheduled asynchronously.
 
     Raises:
         AssertionError: Something is wrong; it names the seed and the last operations.
@@ -55,7 +64,10 @@ def stress(folder: Path, num_operations: int, seed: int) -> str:
     model = LLAMA.save(folder)
     cold = "plain" if seed % 2 else "encode"
     options = ENGINE_ARGS["prompt_modules"] | {"dir": str(folder / "modules"), "cold": cold}
-    with running_engine(model, **(ENGINE_ARGS | {"prompt_modules": options})) as llm:
+    args = ENGINE_ARGS | {"prompt_modules": options}
+    scheduling = asynchronous_scheduling() if is_async else nullcontext()
+    with scheduling, running_engine(model, **args) as llm:
+        assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == is_async
         run = Stress(llm, Reference(model), seed)
         try:
             run.run(num_operations)
@@ -88,9 +100,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operations", type=int, default=NUM_OPERATIONS_SLOW)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--async-scheduling", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(stress(Path(folder), args.operations, args.seed))
+        print(stress(Path(folder), args.operations, args.seed, is_async=args.async_scheduling))
 
 
 if __name__ == "__main__":

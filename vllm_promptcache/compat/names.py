@@ -195,9 +195,9 @@ _CONNECTOR = Reliance(
             "__init__ _get_connector_metadata _kv_cache_manager build_connector_meta "
             "build_connector_worker_meta build_kv_connector_stats build_prom_metrics "
             "get_kv_connector_stats get_num_new_matched_tokens handle_preemptions "
-            "has_connector_metadata on_new_request register_kv_caches save_kv_layer shutdown "
-            "start_load_kv update_connector_output update_state_after_alloc wait_for_layer_load "
-            "wait_for_save"
+            "has_connector_metadata on_new_request register_kv_caches requires_kv_delivery "
+            "save_kv_layer shutdown start_load_kv update_connector_output "
+            "update_state_after_alloc wait_for_layer_load wait_for_save"
         ),
         "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector:MultiConnector": (
             "__init__ _aggregate_request_finished _extra_async_saves build_connector_meta "

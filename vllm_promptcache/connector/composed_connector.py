@@ -34,16 +34,24 @@ KVConnectorFactory.register_connector(
 
 
 def modules_alone() -> KVTransferConfig:
-    """The configuration of our connector, with an engine id of its own."""
+    """The configuration of our connector, with an engine id of its own.
+
+    Not the role of a consumer, whose loads may come beside a step that is still running: vLLM keeps
+    back the blocks that a request frees until all steps in flight have ended, and cannot reset its
+    cache while requests run. Ours are copied on the stream of the steps.
+    """
     return KVTransferConfig(
         kv_connector=PromptModuleConnector.__name__,
         kv_connector_module_path=PromptModuleConnector.__module__,
-        kv_role="kv_both",
+        kv_role="kv_producer",
     )
 
 
 def compose(foreign: KVTransferConfig) -> KVTransferConfig:
-    """Returns the configuration of a connector of the user's with prompt modules beside it."""
+    """Returns the configuration of a connector of the user's with prompt modules beside it.
+
+    The role of both is the user's: vLLM does for it what it does without modules.
+    """
     children = [_child(modules_alone()), _child(foreign)]
     return replace(
         foreign,

@@ -89,6 +89,14 @@ class PromptModuleConnector(KVConnectorBase_V1):
 
     # Scheduler side
 
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """No: when a request ends nobody is handed its KV.
+
+        Where it is so, vLLM drops what a preempted request has generated and not yet delivered.
+        """
+        return False
+
     def bind_residency(self, residency: ModuleResidency) -> None:
         """Gives the connector the scheduler's state; called once, by the scheduler."""
         self._residency = residency

@@ -37,7 +37,7 @@ from vllm_promptcache.core.promotion.background import Background
 from vllm_promptcache.core.promotion.pace import Pace
 from vllm_promptcache.core.reports.integrity import check_integrity
 from vllm_promptcache.core.reports.usage import module_usage
-from vllm_promptcache.core.request import InternalRequest
+from vllm_promptcache.core.request import EncodeRequest, InternalRequest
 from vllm_promptcache.core.residency import ModuleResidency
 from vllm_promptcache.errors import FAILED
 from vllm_promptcache.log import module_logger
@@ -157,6 +157,8 @@ class PromptModuleMixin(Scheduler):
         # Where nobody waits it makes no difference who runs.
         users = (request for request in self.running if not self._is_internal(request))
         num_users = sum(1 for _ in users) if self.waiting else 0
+        # Beside some connectors of users, blocks come back when the steps in flight have ended.
+        num_users += len(self.deferred_frees)
         num_reserved = self._inflight_prefill_reserved_blocks()
         self._add_internal(self.residency.prepare(self.waiting, num_users, num_reserved))
 
@@ -266,7 +268,9 @@ class PromptModuleMixin(Scheduler):
         self, request: Request, timestamp: float, drop_stale_output: bool = False
     ) -> None:
         self.residency.preempted(request)
-        super()._preempt_request(request, timestamp, drop_stale_output)
+        # The token of an encode would end it, and its blocks are gone: it runs again instead.
+        is_encode = isinstance(self.residency.get(request), EncodeRequest)
+        super()._preempt_request(request, timestamp, drop_stale_output or is_encode)
 
     def _free_request(
         self, request: Request, delay_free_blocks: bool = False
