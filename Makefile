@@ -4,10 +4,10 @@ STAMP := .venv/.stamp
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-upstream lint bench clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## Make .venv with vLLM, this package and its tools
 
@@ -20,7 +20,7 @@ demo: $(STAMP)  ## Run the demo on the embedded model
 
 # Tests run without network once the embedded model is built, and report nothing to anyone.
 test test-slow bench: export HF_HUB_OFFLINE = 1
-test test-slow bench: export DO_NOT_TRACK = 1
+test test-slow test-upstream bench: export DO_NOT_TRACK = 1
 
 # What is run on Model Runner V2 as well, whose kernels are interpreted.
 ON_RUNNER_V2 := tests/engine/test_runner_v2.py tests/engine/test_repair.py
@@ -33,6 +33,9 @@ test: $(STAMP)  ## Run the tests, some ten minutes
 
 test-slow: $(STAMP)  ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow
+
+test-upstream: $(STAMP)  ## Run vLLM's tests of its scheduler on ours (downloads them once)
+	$(BIN)/python -m tests.upstream
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

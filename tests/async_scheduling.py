@@ -31,9 +31,7 @@ def asynchronous_scheduling() -> Iterator[None]:
         self.use_async_scheduling = False
 
     with (
-        patch.object(
-            CpuPlatform, "check_and_update_config", staticmethod(check_and_update_config)
-        ),
+        patch.object(CpuPlatform, "check_and_update_config", staticmethod(check_and_update_config)),
         patch.object(CPUModelRunner, "__init__", init),
     ):
         yield

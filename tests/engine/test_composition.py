@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from vllm import RequestOutput
 from vllm.config import KVTransferConfig
 
+from tests.async_scheduling import asynchronous_scheduling
 from tests.engine.harness import greedy, running_engine, scheduler_of
 from tests.families import LLAMA
 from tests.generators import random_text
@@ -65,13 +66,16 @@ def tokens(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
     return [tuple(output.outputs[0].token_ids) for output in outputs]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
 def test_offloading_saves_no_block_that_modules_have_taken(
-    model: Path, expected: list[tuple[int, ...]]
+    model: Path, expected: list[tuple[int, ...]], is_async: bool
 ) -> None:
     """Blocks are saved some steps late: modules may have them by then, unless vLLM is told."""
     extra = {"spec_name": "LateOffloadingSpec", "spec_module_path": "tests.engine.late_offloading"}
     foreign = KVTransferConfig(kv_role="kv_both", kv_connector_extra_config=extra)
-    with engine(model, kv_transfer_config=foreign, kv_offloading_size=0.01) as llm:
+    scheduling = asynchronous_scheduling() if is_async else nullcontext()
+    with scheduling, engine(model, kv_transfer_config=foreign, kv_offloading_size=0.01) as llm:
+        assert scheduler_of(llm).defer_block_free == is_async
         check_under_pressure(llm, expected)
 
 

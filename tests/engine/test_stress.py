@@ -26,6 +26,7 @@ from tests.families import LLAMA  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 
 NUM_OPERATIONS = 2_000
+NUM_OPERATIONS_ASYNC = 800
 NUM_OPERATIONS_SLOW = 10_000
 NUM_BLOCKS = 40
 HOST_BYTES = 640 << 10
@@ -78,19 +79,24 @@ def stress(folder: Path, num_operations: int, seed: int, *, is_async: bool = Fal
         return run.report()
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_random_operations(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = stress(tmp_path, NUM_OPERATIONS, seed)
+@pytest.mark.parametrize(
+    ("is_async", "num_operations"), [(False, NUM_OPERATIONS), (True, NUM_OPERATIONS_ASYNC)]
+)
+def test_random_operations(
+    is_async: bool, num_operations: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = stress(tmp_path, num_operations, 0, is_async=is_async)
     with capsys.disabled():
         print(f"\n{report}")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_many_random_operations(
-    seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seed: int, is_async: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = stress(tmp_path, NUM_OPERATIONS_SLOW, seed)
+    report = stress(tmp_path, NUM_OPERATIONS_SLOW, seed, is_async=is_async)
     with capsys.disabled():
         print(f"\n{report}")
 

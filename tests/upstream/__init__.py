@@ -1,0 +1,1 @@
+"""vLLM's own tests of its scheduler, with ours in its place: `make test-upstream`."""
