@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,50 +30,66 @@ MAKES_A_SCHEDULER = ("create_scheduler(", " Scheduler(")
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """What became of the tests that make a scheduler.
+class Run:
+    """What became of the tests with one class.
 
     Attributes:
-        scheduling: One of `SCHEDULINGS`.
-        theirs: Test -> outcome with vLLM's class.
-        ours: The same with ours.
+        outcomes: Outcome by test, as pytest calls it.
+        making: Tests that made a scheduler of the class.
+    """
+
+    outcomes: Mapping[str, str]
+    making: Collection[str]
+
+    def has_passed(self, test: str) -> bool:
+        """Whether a test was run and passed."""
+        return self.outcomes.get(test) == "passed"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The tests with vLLM's class and with ours.
+
+    Attributes:
+        theirs: With vLLM's class.
+        ours: With ours.
         excluded: Tests that are not meant for ours.
     """
 
-    scheduling: str
-    theirs: Mapping[str, str]
-    ours: Mapping[str, str]
+    theirs: Run
+    ours: Run
     excluded: frozenset[str]
 
     @property
     def failed(self) -> list[str]:
         """Tests that vLLM's class passes and ours does not, though it should."""
-        passed = [test for test, outcome in self.theirs.items() if outcome == "passed"]
-        return [t for t in passed if self.ours.get(t) != "passed" and not self._is_excluded(t)]
+        tests = [t for t in self.theirs.outcomes if self.theirs.has_passed(t)]
+        return [t for t in tests if not self.ours.has_passed(t) and not self._is_excluded(t)]
 
     def _is_excluded(self, test: str) -> bool:
         return test in self.excluded or test.partition("[")[0] in self.excluded
 
     def report(self) -> str:
-        """The counts, and the names of those that should have passed."""
-        passed = {test for test, outcome in self.theirs.items() if outcome == "passed"}
-        excluded = {test for test in passed if self._is_excluded(test)}
-        num_ours = sum(self.ours.get(test) == "passed" for test in passed - excluded)
-        counts = (
-            f"{self.scheduling}: {len(self.theirs)} tests make a scheduler; vLLM's class passes "
-            f"{len(passed)}; of these, ours passes {num_ours}, {len(self.failed)} fail, "
-            f"{len(excluded)} are excluded"
+        """The counts, all and of those that make a scheduler, and the names of what failed."""
+        every = self._counts(self.theirs.outcomes)
+        making = self._counts(self.theirs.making)
+        return "\n    FAILED ".join([f"all: {every}\n  make a scheduler: {making}", *self.failed])
+
+    def _counts(self, tests: Collection[str]) -> str:
+        passed = {test for test in tests if self.theirs.has_passed(test)}
+        meant = {test for test in passed if not self._is_excluded(test)}
+        num_ours = sum(map(self.ours.has_passed, meant))
+        return (
+            f"{len(tests)} tests, vLLM's class passes {len(passed)}, ours {num_ours}, "
+            f"{len(meant) - num_ours} failed, {len(passed) - len(meant)} excluded"
         )
-        return "\n  FAILED ".join([counts, *self.failed])
 
 
-def outcomes(root: Path, scheduler: str, scheduling: str) -> dict[str, str]:
-    """Runs the tests under `root` in a process of their own; returns the outcome of each.
-
-    Only of those that make a scheduler: others say nothing of it.
-    """
+def run(root: Path, scheduler: str, scheduling: str) -> Run:
+    """Runs the tests under `root` that speak of a scheduler, in a process of their own."""
     files = [path for path in sorted((root / "tests/v1/core").rglob("test_*.py")) if _is_for(path)]
-    with tempfile.TemporaryDirectory() as folder:
+    log = root / f"{scheduler}-{scheduling.replace(' ', '-')}.log"
+    with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
         result = Path(folder) / "outcomes.json"
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(HERE), str(REPOSITORY)]),
@@ -85,19 +101,11 @@ def outcomes(root: Path, scheduler: str, scheduling: str) -> dict[str, str]:
             "UPSTREAM_SCHEDULING": scheduling,
         }
         options = ["-p", "put_in", "-p", "no:cacheprovider", "-q", "--tb=line", *map(str, files)]
-        with (root / f"{scheduler}-{scheduling.replace(' ', '-')}.log").open("w") as log:
-            subprocess.run(
-                [sys.executable, "-m", "pytest", *options],
-                cwd=root,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
+        command = [sys.executable, "-m", "pytest", *options]
+        subprocess.run(command, cwd=root, env=environment, stdout=output, stderr=output)
         if not result.exists():
-            raise SystemExit(f"pytest did not end: see {log.name}")
-        found: dict[str, str] = json.loads(result.read_text())
-    return found
+            raise SystemExit(f"pytest did not end: see {log}")
+        return Run(**json.loads(result.read_text()))
 
 
 def _is_for(path: Path) -> bool:
@@ -114,9 +122,9 @@ def main() -> int:
     excluded = frozenset(test for exclusion in exclusions for test in exclusion["tests"])
     has_failed = False
     for scheduling in SCHEDULINGS:
-        theirs, ours = (outcomes(root, scheduler, scheduling) for scheduler in ("vllm", "ours"))
-        comparison = Comparison(scheduling, theirs, ours, excluded)
-        print(comparison.report(), flush=True)
+        theirs, ours = (run(root, scheduler, scheduling) for scheduler in ("vllm", "ours"))
+        comparison = Comparison(theirs, ours, excluded)
+        print(f"{scheduling}\n  {comparison.report()}", flush=True)
         has_failed = has_failed or bool(comparison.failed)
     print(f"Excluded, in {HERE / 'exclusions.toml'}:")
     for exclusion in exclusions:

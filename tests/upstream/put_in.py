@@ -34,7 +34,7 @@ THEIR_MODELS = ("facebook/opt-125m", "facebook/opt-350m")
 outcomes: dict[str, str] = {}
 num_made = 0
 # Tests in which a scheduler was made that was put in.
-concerned: set[str] = set()
+making: set[str] = set()
 
 
 def prepare(vllm_config: VllmConfig) -> None:
@@ -100,7 +100,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         if num_made > before:
-            concerned.add(_name(item.nodeid))
+            making.add(_name(item.nodeid))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -111,8 +111,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Writes the outcomes of the tests that made a scheduler."""
-    found = {name: outcomes[name] for name in sorted(concerned)}
+    """Writes the outcomes, and which tests made a scheduler."""
+    found = {"outcomes": outcomes, "making": sorted(making)}
     Path(os.environ["UPSTREAM_OUTCOMES"]).write_text(json.dumps(found))
 
 
