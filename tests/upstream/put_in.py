@@ -74,7 +74,7 @@ def offline_model(model: str = THEIR_MODELS[0], **options: Any) -> ModelConfig:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_finish() -> None:
+def pytest_collection_finish(session: pytest.Session) -> None:
     """Changes the names that vLLM's test modules have imported."""
     ours = PromptModuleScheduler, PromptModuleAsyncScheduler
     sync, overlapped = map(ready, ours if IS_OURS else (Scheduler, AsyncScheduler))
@@ -83,7 +83,9 @@ def pytest_collection_finish() -> None:
         "AsyncScheduler": (AsyncScheduler, overlapped),
         "ModelConfig": (ModelConfig, offline_model),
     }
-    for module in [m for name, m in sys.modules.items() if name.startswith("tests.")]:
+    modules = {item.module for item in session.items}
+    modules |= {module for name, module in sys.modules.items() if name.startswith("tests.")}
+    for module in modules:
         for name, (theirs, put_in) in changes.items():
             if getattr(module, name, None) is theirs:
                 setattr(module, name, put_in)
