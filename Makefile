@@ -22,14 +22,18 @@ demo: $(STAMP)  ## Run the demo on the embedded model
 test test-slow bench: export HF_HUB_OFFLINE = 1
 test test-slow test-upstream bench: export DO_NOT_TRACK = 1
 
+# Two processes: an engine of the tests computes in one thread. Each takes whole files, so that one
+# engine start serves all tests of a file.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 # What is run on Model Runner V2 as well, whose kernels are interpreted.
 ON_RUNNER_V2 := tests/engine/test_runner_v2.py tests/engine/test_repair.py
 
 # Real engines come last: simple mistakes show first.
 test: $(STAMP)  ## Run the tests, some ten minutes
-	$(BIN)/python -m pytest -m "not engine and not slow"
-	$(BIN)/python -m pytest -m "engine and not slow"
-	TEST_MODEL_RUNNER=v2 $(BIN)/python -m pytest $(ON_RUNNER_V2)
+	$(PYTEST) -m "not engine and not slow"
+	$(PYTEST) -m "engine and not slow"
+	TEST_MODEL_RUNNER=v2 $(PYTEST) $(ON_RUNNER_V2)
 
 test-slow: $(STAMP)  ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow

@@ -55,6 +55,7 @@ setup(
             "matplotlib>=3.9,<4",
             "mypy==2.4.1",
             "pytest==9.2.0",
+            "pytest-xdist==3.8.0",
             "ruff==0.17.6",
             "torchmetrics>=1.9,<2",
         ],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm_promptcache.compat.check import check_names
+from vllm_promptcache.compat.worker import hide_llvmlite
 from vllm_promptcache.config import CONFIG_KEY, PromptModulesConfig
 from vllm_promptcache.cpu_types import emulation_notice
 from vllm_promptcache.errors import UnsupportedError
@@ -39,6 +40,7 @@ def prepare_engine_args(args: EngineArgs) -> None:
     from vllm_promptcache.connector.composed_connector import modules_alone
 
     check_names()
+    hide_llvmlite()
     _require(not os.environ.get("VLLM_USE_RUST_FRONTEND"), "the Rust front end")
     _require(args.enable_prefix_caching is not False, "--no-enable-prefix-caching")
     _require(args.speculative_config is None, "speculative decoding")

@@ -7,9 +7,11 @@ from unittest.mock import MagicMock
 
 import pytest
 from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
 
+from vllm_promptcache.config import CONFIG_KEY
 from vllm_promptcache.connector.composed_connector import ComposedConnector
-from vllm_promptcache.engine import check_engine, compose_connectors
+from vllm_promptcache.engine import check_engine, compose_connectors, prepare_engine_args
 from vllm_promptcache.errors import UnsupportedError
 
 
@@ -45,3 +47,13 @@ def test_experts_of_tokens_that_modules_bring_are_unknown(monkeypatch: pytest.Mo
     config.aux_output_config.enabled = True
     with pytest.raises(UnsupportedError, match="--enable-return-routed-experts"):
         check_engine(config)
+
+
+def test_numba_may_be_loaded_before_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM reads the `vars` of all that is loaded, and llvmlite's library has none."""
+    from llvmlite.binding import ffi
+
+    monkeypatch.delitem(ffi.lib._fntab, "__dict__", raising=False)
+    assert not isinstance(vars(ffi.lib), dict)
+    prepare_engine_args(EngineArgs(model=".", additional_config={CONFIG_KEY: {}}))
+    assert vars(ffi.lib) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,15 @@ def after_reload_weights(act: Callable[[Any], None]) -> None:
 
 
 def hide_llvmlite() -> None:
-    """Lets another engine start in a process that has numba loaded.
+    """Lets an engine start in a process that has numba loaded; others have nothing to hide.
 
     Symptom without it: "'_lib_fn_wrapper' object has no attribute 'get'" when vLLM starts.
     Cause: `vllm.triton_utils.dispatcher` reads `vars()` of everything in every loaded module, and
     llvmlite's lazy library answers any attribute, `__dict__` included, with a function.
     Can go when either of them is more careful.
     """
-    from llvmlite.binding import ffi
-
-    ffi.lib._fntab.setdefault("__dict__", {})
+    if (ffi := sys.modules.get("llvmlite.binding.ffi")) is not None:
+        ffi.lib._fntab.setdefault("__dict__", {})
 
 
 def attention_layers(vllm_config: VllmConfig, names: Iterable[str]) -> dict[str, Any]:
