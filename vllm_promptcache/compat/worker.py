@@ -58,7 +58,7 @@ def hide_llvmlite() -> None:
     Can go when either of them is more careful.
     """
     if (ffi := sys.modules.get("llvmlite.binding.ffi")) is not None:
-        ffi.lib._fntab.setdefault("__dict__", {})
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def attention_layers(vllm_config: VllmConfig, names: Iterable[str]) -> dict[str, Any]:
