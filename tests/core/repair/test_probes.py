@@ -189,6 +189,18 @@ def test_a_probe_that_is_preempted_and_runs_again_answers_then() -> None:
     assert engine.residency.get(request).account.span_numbers == [0, 1, 2]
 
 
+def test_a_probe_that_is_preempted_with_its_last_step_in_flight_does_not_run_for_nobody() -> None:
+    """Under asynchronous scheduling the answer comes all the same, and its asker goes on."""
+    engine, request = Engine(60), user("user")
+    engine.add(request)
+    prepare(engine)
+    probe = engine.queue[3]
+    engine.run_encodes()
+    engine.residency.preempted(probe)
+    engine.residency.probes.answer({probe.request_id: attention(40)})
+    assert engine.residency.take_orphans() == [probe.request_id]
+
+
 def test_those_that_wait_for_a_rejected_encode_are_rejected_by_way_of_the_probe() -> None:
     engine, request = Engine(60), user("user")
     engine.add(request)

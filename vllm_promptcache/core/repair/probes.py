@@ -73,6 +73,8 @@ class Probes:
         for asker_id, probe in list(self._by_asker.items()):
             if (found := attention.get(probe.request_id)) is not None:
                 del self._by_asker[asker_id]
+                # One that was preempted while its last step ran would begin again, for nobody.
+                self._orphans.append(probe.request_id)
                 chosen = most_attended(probe.asker, found[: probe.table.num_cached_tokens])
                 self.memory.add(probe.asker, chosen)
                 self._repair(probe.asker, chosen)
@@ -95,7 +97,10 @@ class Probes:
             self._orphans.append(probe.request_id)
 
     def take_orphans(self) -> list[str]:
-        """Returns the ids of probes that nobody waits for any more, to be aborted."""
+        """Returns the ids of probes that nobody waits for any more, to be aborted.
+
+        Most of those that have answered have ended by then.
+        """
         orphans, self._orphans = self._orphans, []
         return orphans
 
