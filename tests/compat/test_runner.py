@@ -7,7 +7,7 @@ from vllm.config import CUDAGraphMode
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
 
-from vllm_promptcache.compat.runner import never_replay_full, runner_class
+from vllm_promptcache.compat.runner import _runner_class, never_replay_full
 
 FULL, PIECEWISE, NONE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE
 
@@ -38,7 +38,8 @@ def v1(mode: CUDAGraphMode) -> SimpleNamespace:
     )
     dispatcher = CudagraphDispatcher(config)  # type: ignore[arg-type]
     dispatcher.initialize_cudagraph_keys(mode, 1)
-    return SimpleNamespace(cudagraph_dispatcher=dispatcher)
+    config.use_v2_model_runner = False
+    return SimpleNamespace(cudagraph_dispatcher=dispatcher, vllm_config=config)
 
 
 def v2() -> SimpleNamespace:
@@ -49,7 +50,8 @@ def v2() -> SimpleNamespace:
     manager._graphs_captured = True
     manager._candidates = {(4, 0): [full, piecewise], (3, 0): [full, piecewise]}
     manager._resolve_effective_loras = lambda num: num
-    return SimpleNamespace(cudagraph_manager=manager)
+    config = SimpleNamespace(use_v2_model_runner=True)
+    return SimpleNamespace(cudagraph_manager=manager, vllm_config=config)
 
 
 def test_v1_replays_regular_steps_only() -> None:
@@ -92,5 +94,5 @@ def test_v2_replays_regular_steps_only() -> None:
     ("is_v2", "room"), [(False, "gpu_model_runner"), (True, "gpu.model_runner")]
 )
 def test_the_runner_is_the_one_that_vllm_takes(is_v2: bool, room: str) -> None:
-    found = runner_class(SimpleNamespace(use_v2_model_runner=is_v2))  # type: ignore[arg-type]
+    found = _runner_class(SimpleNamespace(use_v2_model_runner=is_v2))  # type: ignore[arg-type]
     assert found.__module__ == f"vllm.v1.worker.{room}"

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import CommonAttentionMetadata
 
 
-def runner_class(vllm_config: VllmConfig) -> type[Any]:
+def _runner_class(vllm_config: VllmConfig) -> type[Any]:
     """The class of the engine's model runner, which vLLM chooses."""
     name = "gpu.model_runner" if vllm_config.use_v2_model_runner else "gpu_model_runner"
     runner: type[Any] = resolve_name(f"vllm.v1.worker.{name}:GPUModelRunner")
     return runner
 
 
-def after_initialize_kv_cache(runner_class: type[Any], act: Callable[[Any], None]) -> None:
+def after_initialize_kv_cache(vllm_config: VllmConfig, act: Callable[[Any], None]) -> None:
     """Calls `act(runner)` when a runner has made its KV cache; its model is there then.
 
     Can go when a connector is given the model.
@@ -33,10 +33,10 @@ def after_initialize_kv_cache(runner_class: type[Any], act: Callable[[Any], None
         act(runner)
         return made
 
-    wrap(runner_class, "initialize_kv_cache", initialize_kv_cache)
+    wrap(_runner_class(vllm_config), "initialize_kv_cache", initialize_kv_cache)
 
 
-def before_execute_model(runner_class: type[Any], act: Callable[[Any], None]) -> None:
+def before_execute_model(vllm_config: VllmConfig, act: Callable[[Any], None]) -> None:
     """Calls `act(scheduler_output)` before a runner prepares anything of a step.
 
     Can go when connectors are told of a step before it is prepared: V2 calls `handle_preemptions`
@@ -49,10 +49,10 @@ def before_execute_model(runner_class: type[Any], act: Callable[[Any], None]) ->
         act(scheduler_output)
         return original(runner, scheduler_output, *args, **kwargs)
 
-    wrap(runner_class, "execute_model", execute_model)
+    wrap(_runner_class(vllm_config), "execute_model", execute_model)
 
 
-def after_prepare_inputs(runner_class: type[Any], act: Callable[[Any], None]) -> None:
+def after_prepare_inputs(vllm_config: VllmConfig, act: Callable[[Any], None]) -> None:
     """Calls `act(prepared)` when slots are computed, from vLLM's own indexes, and no attention yet.
 
     What is prepared is V1's runner itself, and V2's batch.
@@ -69,7 +69,8 @@ def after_prepare_inputs(runner_class: type[Any], act: Callable[[Any], None]) ->
         act(input_batch)
         return prepared
 
-    if hasattr(runner_class, "prepare_attn"):
+    runner_class = _runner_class(vllm_config)
+    if vllm_config.use_v2_model_runner:
         wrap(runner_class, "prepare_attn", prepare_attn)
     else:
         wrap(runner_class, "_prepare_inputs", prepare_inputs)
@@ -126,7 +127,7 @@ def never_replay_full(runner: Any, is_regular: Callable[[], bool]) -> None:
             num_ubatches=found.num_ubatches,
         )
 
-    if hasattr(runner, "cudagraph_manager"):
+    if runner.vllm_config.use_v2_model_runner:
         wrap(runner.cudagraph_manager, "dispatch", dispatch_v2)
     else:
         wrap(runner.cudagraph_dispatcher, "dispatch", dispatch_v1)

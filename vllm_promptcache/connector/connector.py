@@ -31,7 +31,6 @@ from vllm_promptcache.compat.runner import (
     after_prepare_inputs,
     before_execute_model,
     never_replay_full,
-    runner_class,
     split_attention_rows,
 )
 from vllm_promptcache.compat.worker import (
@@ -76,10 +75,9 @@ class PromptModuleConnector(KVConnectorBase_V1):
         self._kv_caches: dict[str, torch.Tensor]
         if role == KVConnectorRole.WORKER:
             leave_layers_alone(lambda group: type(group) is PromptModuleConnector)
-            runner = runner_class(vllm_config)
-            after_initialize_kv_cache(runner, _bind_runner)
-            before_execute_model(runner, _begin_step)
-            after_prepare_inputs(runner, _place_tokens)
+            after_initialize_kv_cache(vllm_config, _bind_runner)
+            before_execute_model(vllm_config, _begin_step)
+            after_prepare_inputs(vllm_config, _place_tokens)
             after_reload_weights(_forget_model)
             around_load_adapter(fingerprint_files, _loaded_adapter)
         else:

@@ -14,17 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vllm_promptcache.models import MODELS, embedded_model
+from vllm_promptcache.quality.evaluate.engine import QUIET
 from vllm_promptcache.selftest.engine import EngineOptions, EngineReport
 from vllm_promptcache.selftest.kernels import check_kernels
 from vllm_promptcache.selftest.report import Check, check_engines
-
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    # The engine in the process that is started for it.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help="a folder or name, or an embedded model's name")
-    add("--dtype", default="auto", help="as for vLLM; default: %(default)s")
+    dtypes = ("auto", "bfloat16", "float16", "float32")
+    add("--dtype", default="auto", choices=dtypes, help="as for vLLM; default: %(default)s")
     add("--kv-cache-memory", type=float, default=1.0, metavar="GIB", help="default: %(default)s")
     return parser
 
@@ -98,7 +92,7 @@ def _ways() -> list[tuple[str, bool]]:
 
 
 def _run(options: EngineOptions, runner: str) -> EngineReport | str:
-    env = os.environ | _QUIET | {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "V2"))}
+    env = os.environ | QUIET | {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "V2"))}
     command = [
         sys.executable,
         "-m",
