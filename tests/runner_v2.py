@@ -7,7 +7,12 @@ makes of it. vLLM takes V2 where Triton has a driver, so one is made up.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
+
+_TESTS = Path(__file__).parent
+# Workers are spawned: they import none of the tests, but what stands in a `sitecustomize`.
+_PYTHONPATH = os.pathsep.join(map(str, [_TESTS / "spawned", _TESTS.parent]))
 
 
 def use_runner_v2() -> None:
@@ -15,7 +20,12 @@ def use_runner_v2() -> None:
 
     To be called before vLLM or Triton is imported.
     """
-    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1", CUDA_VISIBLE_DEVICES="")
+    os.environ.update(
+        TRITON_INTERPRET="1",
+        VLLM_USE_V2_MODEL_RUNNER="1",
+        CUDA_VISIBLE_DEVICES="",
+        PYTHONPATH=_PYTHONPATH,
+    )
     from triton import backends
 
     backends.backends["cpu"] = backends.Backend(compiler=None, driver=_Driver)
