@@ -27,7 +27,7 @@ test test-slow test-upstream bench: export DO_NOT_TRACK = 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What is run on Model Runner V2 as well, whose kernels are interpreted.
-ON_RUNNER_V2 := $(addprefix tests/engine/,test_runner_v2.py test_repair.py test_parallel.py)
+ON_RUNNER_V2 := $(addprefix tests/engine/,test_runner_v2.py test_repair.py test_configurations.py)
 
 # Real engines come last: simple mistakes show first.
 test: $(STAMP)  ## Run the tests, a quarter of an hour

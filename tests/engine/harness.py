@@ -176,6 +176,13 @@ def _with(
     return explanation | {"modules": modules, "new": new} | counts
 
 
+def random_priorities(llm: LLM, rng: Random, number: int) -> list[int] | None:
+    """Priorities of so many prompts; None if the engine knows none."""
+    if llm.llm_engine.vllm_config.scheduler_config.policy != "priority":
+        return None
+    return rng.choices(range(-1, 3), k=number)
+
+
 def greedy(num_logprobs: int, max_tokens: int = MAX_TOKENS, **others: Any) -> SamplingParams:
     """Greedy sampling of exactly `max_tokens` tokens; -1 stands for all log-probabilities."""
     return SamplingParams(
@@ -332,7 +339,10 @@ class Agreement:
         noted = noted_requests(self.llm)
         with applied(DETAIL):
             outputs = self.llm.generate(
-                texts, params if has_private_reuse else modules_only(params), use_tqdm=False
+                texts,
+                params if has_private_reuse else modules_only(params),
+                priority=random_priorities(self.llm, rng, len(texts)),
+                use_tqdm=False,
             )
         requests = {request_id.rsplit("-", 1)[0]: noted[request_id] for request_id in noted}
         for (prompt, explanation), output in zip(prompts, outputs, strict=True):

@@ -17,6 +17,7 @@ from tests.engine.harness import (
     greedy,
     idle,
     noted_requests,
+    random_priorities,
     scheduler_of,
     without_modules,
 )
@@ -169,7 +170,10 @@ class Stress:
         prompt, explanation = self._make_prompt(kind)
         num_tokens = self._rng.choice((1, 2, 8, 24, 60, 120))
         (internal_id,) = self.llm.enqueue(
-            prompt, greedy(NUM_LOGPROBS, max_tokens=num_tokens), use_tqdm=False
+            prompt,
+            greedy(NUM_LOGPROBS, max_tokens=num_tokens),
+            priority=random_priorities(self.llm, self._rng, 1),
+            use_tqdm=False,
         )
         external_id = internal_id.rsplit("-", 1)[0]
         self._live[external_id] = Live(kind, prompt, explanation, internal_id, num_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from tests.environment import prepare_environment
 prepare_environment()
 
 from vllm import RequestOutput  # noqa: E402
+from vllm.sampling_params import StructuredOutputsParams  # noqa: E402
 
 from tests.engine.harness import (  # noqa: E402
     DETAIL,
@@ -86,6 +88,30 @@ def repaired(llm: LLM, pml: str) -> tuple[RequestOutput, dict[str, Any], dict[st
     (modular,) = (m for key, m in noted.items() if key.rsplit("-", 1)[0] == output.request_id)
     explanation = llm.explain(pml).to_dict()
     return output, explanation, as_repaired(explanation, modular)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_an_answer_keeps_to_its_grammar(llm: LLM, reference: Reference, again: bool) -> None:
+    """The first pass of a prompt that is repaired draws a token too, which must not count."""
+    pml = prompt("Which number is it?")
+    noted = noted_requests(llm)
+    digits = StructuredOutputsParams(regex="[0-9]{40}")
+    params = greedy(50, structured_outputs=digits)
+    chosen = params if again else modules_only(params)
+    output, plain = llm.generate([pml, "Which number is it?"], chosen, use_tqdm=False)
+    for answer in (output, plain):
+        assert llm.get_tokenizer().decode(answer.outputs[0].token_ids).isdigit()
+    (modular,) = (m for key, m in noted.items() if key.rsplit("-", 1)[0] == output.request_id)
+    explanation = as_repaired(llm.explain(pml).to_dict(), modular)
+    scored = reference.score(explanation, list(output.outputs[0].token_ids))
+    for expected, step in zip(scored.logprobs, output.outputs[0].logprobs, strict=True):
+        # Where the grammar's mask is applied first, what it leaves is a distribution of its own.
+        found = {i: x.logprob for i, x in step.items() if math.isfinite(x.logprob)}
+        ours, theirs = torch.tensor([*found.values()]), expected[[*found]]
+        assert len(found) >= 10
+        torch.testing.assert_close(
+            ours.log_softmax(0), theirs.float().log_softmax(0), atol=TOLERANCE, rtol=0
+        )
 
 
 def chosen_of(plan: dict[str, Any], after: dict[str, Any]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 Without pytest, with other numbers:
 
     python -m tests.engine.test_stress --operations 10000 --seed 3
-    python -m tests.engine.test_stress --operations 2000 --seed 3 --async-scheduling
+    python -m tests.engine.test_stress --operations 2000 --seed 3 --async-scheduling --priorities
 """
 
 from __future__ import annotations
@@ -50,7 +50,14 @@ ENGINE_ARGS = {
 }
 
 
-def stress(folder: Path, num_operations: int, seed: int, *, is_async: bool = False) -> str:
+def stress(
+    folder: Path,
+    num_operations: int,
+    seed: int,
+    *,
+    is_async: bool = False,
+    has_priorities: bool = False,
+) -> str:
     """Runs the operations and returns the counts.
 
     Args:
@@ -58,6 +65,7 @@ def stress(folder: Path, num_operations: int, seed: int, *, is_async: bool = Fal
         num_operations: How many.
         seed: Of all choices.
         is_async: Whether steps are scheduled asynchronously.
+        has_priorities: Whether requests go before others by a random priority.
 
     Raises:
         AssertionError: Something is wrong; it names the seed and the last operations.
@@ -65,7 +73,8 @@ def stress(folder: Path, num_operations: int, seed: int, *, is_async: bool = Fal
     model = LLAMA.save(folder)
     cold = "plain" if seed % 2 else "encode"
     options = ENGINE_ARGS["prompt_modules"] | {"dir": str(folder / "modules"), "cold": cold}
-    args = ENGINE_ARGS | {"prompt_modules": options}
+    policy = "priority" if has_priorities else "fcfs"
+    args = ENGINE_ARGS | {"prompt_modules": options, "scheduling_policy": policy}
     scheduling = asynchronous_scheduling() if is_async else nullcontext()
     with scheduling, running_engine(model, **args) as llm:
         assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling == is_async
@@ -107,9 +116,17 @@ def main() -> None:
     parser.add_argument("--operations", type=int, default=NUM_OPERATIONS_SLOW)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--async-scheduling", action="store_true")
+    parser.add_argument("--priorities", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        print(stress(Path(folder), args.operations, args.seed, is_async=args.async_scheduling))
+        report = stress(
+            Path(folder),
+            args.operations,
+            args.seed,
+            is_async=args.async_scheduling,
+            has_priorities=args.priorities,
+        )
+        print(report)
 
 
 if __name__ == "__main__":
