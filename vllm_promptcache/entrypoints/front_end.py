@@ -97,13 +97,13 @@ class FrontEnd:
         modules = [module for schema in self.schemas.values() for module in schema.modules]
         logger.info(
             "Prompt modules are on: %d schemas with %d modules, which take %d KV cache blocks of "
-            "%d tokens if all are resident. What is evicted is %s. Prefix caching is on, the model "
-            "runner is V1.",
+            "%d tokens if all are resident. What is evicted is %s. The model runner is %s.",
             len(self.schemas),
             len(modules),
             sum(module.num_blocks for module in modules),
             self.block_size,
             _evicted(PromptModulesConfig.of(self.vllm_config)),
+            "V2" if self.vllm_config.use_v2_model_runner else "V1",
         )
 
     def is_pml(self, text: str) -> bool:
