@@ -91,7 +91,7 @@ class PromptModulesConfig:
 
     dir: str | None = None
     """Folder in which encoded modules are kept, so that a restart need not encode them again.
-    Several servers may share it."""
+    Several servers may share it. Of several workers each keeps its shard, on its own machine."""
 
     dir_size: float = Field(default=20, gt=0)
     """GiB that the files in this folder may take, about; those not used longest are deleted."""

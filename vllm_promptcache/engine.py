@@ -79,8 +79,23 @@ def check_engine(vllm_config: VllmConfig) -> None:
         _require(not is_logits, "logits in place of log-probabilities and --prompt-modules-shadow")
     if config.dir is not None:
         _check_folder(Path(config.dir))
-        what = "several workers (tensor or pipeline parallelism) and --prompt-modules-dir"
-        _require(parallel.world_size == 1, what)
+        _check_shards(vllm_config)
+
+
+def _check_shards(vllm_config: VllmConfig) -> None:
+    """Refuses engines where nobody knows of all shards that a module's KV depends on."""
+    parallel = vllm_config.parallel_config
+    is_launched = parallel.distributed_executor_backend == "external_launcher"
+    # Each worker has a scheduler of its own then, which hears of that one's files only.
+    _require(
+        parallel.world_size == 1 or not is_launched,
+        "workers of an external launcher and --prompt-modules-dir",
+    )
+    # Engines share the experts, and none knows whether another one's have changed.
+    _require(
+        parallel.data_parallel_size == 1 or not vllm_config.model_config.is_moe,
+        "experts of several data-parallel engines and --prompt-modules-dir",
+    )
 
 
 def warn_of_emulation(vllm_config: VllmConfig) -> None:

@@ -20,6 +20,7 @@ from vllm_promptcache.sequence.codec import (
 from vllm_promptcache.sequence.runs import Run, count, merge_runs
 from vllm_promptcache.sequence.spans import ModuleSpan, Relocation, SequencePlan
 from vllm_promptcache.sequence.spec import ModuleSpec
+from vllm_promptcache.store import ReadModule
 
 BLOCK_SIZE = 4
 
@@ -40,6 +41,12 @@ def span(spec: ModuleSpec, num_tokens: int | None = None) -> ModuleSpan:
     """A span of the whole module, or of its first tokens."""
     num_kept = spec.num_kept_tokens
     return ModuleSpan(spec.key, num_kept, (Run(0, num_kept if num_tokens is None else num_tokens),))
+
+
+def read_module(spec: ModuleSpec, encode_id: bytes = b"encode") -> ReadModule:
+    """What a worker has read of a module."""
+    num_tokens = spec.num_kept_tokens
+    return ReadModule(spec.key, num_tokens, -(-num_tokens // BLOCK_SIZE), encode_id)
 
 
 def placed(spans: Iterable[ModuleSpan]) -> list[ModuleSpan]:

@@ -10,7 +10,7 @@ from vllm_promptcache.sequence.spans import ModuleSpan
 from vllm_promptcache.steps.step import WorkerReport
 from vllm_promptcache.store import PIN_OWNER, PinnedModule
 
-from .plans import BLOCK_SIZE, module, raw_request, request, span
+from .plans import BLOCK_SIZE, module, raw_request, read_module, request, span
 
 A, B = module("a", 9), module("b", 6)
 
@@ -317,7 +317,7 @@ def test_a_module_is_in_host_memory_or_staged_but_not_both():
         residency.finish(waiting, [])
     engine.pool.free_blocks(engine.pool.get_new_blocks(8))
     assert A.key in residency.tiers.host
-    residency.tiers.fetched(WorkerReport([(A.key, 9, 3)], []))
+    residency.tiers.fetched(WorkerReport([read_module(A)], [], num_clears=1))
     assert residency.tiers._disk.staged(A.key) is None
     assert "drop" not in [move.action for move in residency.end_step({}, lambda _: []).moves]
 

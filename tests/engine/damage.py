@@ -196,8 +196,8 @@ def first_told(told: Sequence[WorkerReport]) -> dict[str, bool]:
     for report in told:
         for key in report.absent:
             was_whole.setdefault(key.hex(), False)
-        for key, *_ in report.found:
-            was_whole.setdefault(key.hex(), True)
+        for module in report.found:
+            was_whole.setdefault(module.key.hex(), True)
     return was_whole
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -36,17 +37,54 @@ def test_other_connectors_get_ours_beside_them(connector: str, num_stages: int) 
     assert config.kv_transfer_config.kv_connector == ComposedConnector.__name__
 
 
-def test_experts_of_tokens_that_modules_bring_are_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def config(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Of an engine that is not refused."""
     monkeypatch.setattr("vllm_promptcache.engine._check_model", lambda model: None)
     config = MagicMock()
     config.cache_config.cache_dtype = "auto"
     parallel = config.parallel_config
     parallel.decode_context_parallel_size = parallel.prefill_context_parallel_size = 1
     parallel.use_ubatching = False
+    parallel.world_size, parallel.data_parallel_size = 4, 1
     config.scheduler_config.scheduler_cls = None
+    config.aux_output_config.enabled = False
+    config.model_config.is_moe = False
+    config.additional_config = {CONFIG_KEY: {}}
+    return config
+
+
+def test_experts_of_tokens_that_modules_bring_are_unknown(config: Any) -> None:
     config.aux_output_config.enabled = True
     with pytest.raises(UnsupportedError, match="--enable-return-routed-experts"):
         check_engine(config)
+
+
+def test_several_workers_may_keep_files(config: Any, tmp_path: Path) -> None:
+    config.additional_config[CONFIG_KEY]["dir"] = str(tmp_path / "modules")
+    check_engine(config)
+    assert (tmp_path / "modules").is_dir()
+
+
+def test_workers_with_schedulers_of_their_own_keep_no_files(config: Any, tmp_path: Path) -> None:
+    config.parallel_config.distributed_executor_backend = "external_launcher"
+    check_engine(config)
+    config.additional_config[CONFIG_KEY]["dir"] = str(tmp_path)
+    with pytest.raises(UnsupportedError, match="external launcher and --prompt-modules-dir"):
+        check_engine(config)
+    config.parallel_config.world_size = 1
+    check_engine(config)
+
+
+def test_engines_that_share_experts_keep_no_files(config: Any, tmp_path: Path) -> None:
+    config.additional_config[CONFIG_KEY]["dir"] = str(tmp_path)
+    config.parallel_config.data_parallel_size = 2
+    check_engine(config)
+    config.model_config.is_moe = True
+    with pytest.raises(UnsupportedError, match="experts of several data-parallel engines"):
+        check_engine(config)
+    config.parallel_config.data_parallel_size = 1
+    check_engine(config)
 
 
 def test_numba_may_be_loaded_before_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

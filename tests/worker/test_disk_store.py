@@ -18,7 +18,7 @@ from vllm_promptcache.worker import disk_store
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
 
-from .test_module_file import KEY, OTHER_KEY, blocks_in, forged, make_file
+from .test_module_file import ENCODE_ID, KEY, OTHER_KEY, blocks_in, forged, make_file
 
 
 class Model:
@@ -77,6 +77,36 @@ def test_a_read_that_was_forgotten_is_answered_as_absent(store: DiskStore) -> No
     assert store.take_read() == ([], [])
 
 
+def test_a_read_from_before_a_clear_is_never_answered(store: DiskStore) -> None:
+    """The scheduler has forgotten it, too, and may ask again in the same step."""
+    store.write(make_file())
+    store.read(KEY)
+    store.forget_model()
+    store.read(KEY)
+    store.clear()
+    assert [found.key for found in read(store, KEY)[0]] == [KEY]
+    store._executor.submit(lambda: None).result()
+    assert store.take_read() == ([], [])
+
+
+def test_workers_share_a_folder_and_its_limit_but_no_files(tmp_path: Path) -> None:
+    size = make_file().write(tmp_path / "probe", "model")
+    one, two = (
+        DiskStore(tmp_path, int(2.5 * size), lambda rank=rank: rank * 20) for rank in ("one", "two")
+    )
+    for num_tokens, store in enumerate((one, two), 1):
+        store.write(make_file(KEY, num_tokens))
+    assert [read(store, KEY)[0][0].num_tokens for store in (one, two)] == [1, 2]
+    for age, path in enumerate(sorted(tmp_path.glob("*/*"))):
+        os.utime(path, (age, age))
+    two._num_written = 0  # the next write sweeps
+    two.write(make_file(OTHER_KEY))
+    assert len(read(two, KEY, OTHER_KEY)[0]) == 2
+    assert read(one, KEY) == ([], [KEY])
+    one.close()
+    two.close()
+
+
 def test_a_damaged_file_is_replaced(tmp_path: Path, store: DiskStore) -> None:
     store.write(make_file())
     read(store, KEY)
@@ -131,7 +161,7 @@ def test_a_directory_among_the_files_does_not_stop_the_sweep(tmp_path: Path, mod
     store = DiskStore(tmp_path, 0, lambda: model.fingerprint)
     folder = tmp_path / model.fingerprint[:16]
     (folder / "stray.safetensors").mkdir(parents=True)
-    store.write(ModuleFile(KEY, 9, torch.zeros(2, 3, 4)))
+    store.write(ModuleFile(KEY, 9, ENCODE_ID, torch.zeros(2, 3, 4)))
     store.close()
     assert [path.name for path in folder.iterdir()] == ["stray.safetensors"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.worker import fingerprint
-from vllm_promptcache.worker.fingerprint import Fingerprints
+from vllm_promptcache.worker.fingerprint import Fingerprints, Shard, model_fingerprint
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -29,3 +30,32 @@ def test_they_are_bounded_and_a_forgotten_one_is_no_error(monkeypatch: pytest.Mo
     fingerprints.check(A, 1)
     with pytest.raises(ServerError):
         fingerprints.check(A, 2)
+
+
+SHARDS = [Shard(0, 1, 0, 1), Shard(0, 2, 0, 1), Shard(1, 2, 0, 1), Shard(0, 1, 0, 2)]
+SHARDS += [Shard(0, 1, 1, 2), Shard(0, 2, 0, 2), Shard(1, 2, 1, 2), Shard(0, 4, 0, 1)]
+
+
+def test_shards_of_equal_weights_differ() -> None:
+    """As where all weights are made up, or only other workers' were changed."""
+    weights = [("weight", torch.ones(4))]
+    caches = {"layer": torch.zeros(3, 8)}
+    found = [model_fingerprint(weights, caches, b"layout", shard) for shard in SHARDS]
+    assert len(set(found)) == len(SHARDS)
+    assert found == [model_fingerprint(weights, caches, b"layout", shard) for shard in SHARDS]
+
+
+def test_models_and_layers_differ() -> None:
+    whole, one, zero = Shard(0, 1, 0, 1), torch.ones(4), torch.zeros(4)
+    caches = {"layer": torch.zeros(3, 8)}
+    found = {
+        model_fingerprint([("weight", one)], caches, b"layout", whole),
+        model_fingerprint([("weight", zero)], caches, b"layout", whole),
+        model_fingerprint([("other", one)], caches, b"layout", whole),
+        model_fingerprint([("weight", one)], {"other": torch.zeros(3, 8)}, b"layout", whole),
+        model_fingerprint([("weight", one)], {"layer": torch.zeros(3, 4)}, b"layout", whole),
+        model_fingerprint([("weight", one)], caches, b"other", whole),
+    }
+    assert len(found) == 6
+    more_blocks = {"layer": torch.zeros(9, 8)}
+    assert model_fingerprint([("weight", one)], more_blocks, b"layout", whole) in found

@@ -16,13 +16,14 @@ from safetensors.torch import load, save
 from vllm_promptcache.worker.module_file import InvalidFileError, ModuleFile
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+ENCODE_ID = b"e" * 16
 NUM_DAMAGED = 1000
 
 
 def make_file(key: bytes = KEY, num_tokens: int = 9) -> ModuleFile:
     generator = torch.Generator().manual_seed(num_tokens)
     blocks = torch.randint(-(2**15), 2**15, (2, 3, 64), dtype=torch.int16, generator=generator)
-    return ModuleFile(key, num_tokens, blocks)
+    return ModuleFile(key, num_tokens, ENCODE_ID, blocks)
 
 
 def test_what_is_written_comes_back(tmp_path: Path) -> None:
@@ -30,7 +31,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     size = written.write(path, "model")
     assert path.stat().st_size == size
     read = ModuleFile.read(path, KEY, "model")
-    assert (read.key, read.num_tokens) == (KEY, 9)
+    assert (read.key, read.num_tokens, read.encode_id) == (KEY, 9, ENCODE_ID)
     assert torch.equal(read.blocks, written.blocks)
     assert list(tmp_path.iterdir()) == [path]
 
@@ -70,7 +71,7 @@ def test_a_thousand_damaged_files_give_back_nothing_wrong(tmp_path: Path) -> Non
         else:
             # A flipped bit may be in what does not matter, such as white space of the header.
             assert torch.equal(read.blocks, good.blocks)
-            assert read.num_tokens == good.num_tokens
+            assert (read.num_tokens, read.encode_id) == (good.num_tokens, good.encode_id)
     assert num_refused > 0.98 * NUM_DAMAGED
 
 
@@ -92,7 +93,8 @@ def forged(whole: bytes, blocks: torch.Tensor, num_tokens: str = "") -> bytes:
     """A file whose content was exchanged for another one, with a checksum that is right."""
     header = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])
     metadata = header["__metadata__"] | ({"num_tokens": num_tokens} if num_tokens else {})
-    digest = sha256(f"{metadata['num_tokens']} {tuple(blocks.shape)} {blocks.dtype}".encode())
+    parts = metadata["num_tokens"], metadata["encode_id"], tuple(blocks.shape), blocks.dtype
+    digest = sha256(" ".join(map(str, parts)).encode())
     digest.update(blocks.contiguous().view(torch.uint8).numpy().data)
     return save({"blocks": blocks}, metadata | {"sha256": digest.hexdigest()})
 

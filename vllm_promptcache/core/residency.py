@@ -65,6 +65,7 @@ class ModuleResidency:
         evicts_by_value: bool = True,
         num_host_blocks: int = 0,
         has_disk: bool = False,
+        num_workers: int = 1,
         prefetches: bool = False,
         promote_after: int = 0,
         max_promoted_share: float = 0.25,
@@ -82,6 +83,7 @@ class ModuleResidency:
             evicts_by_value=evicts_by_value,
             num_host_blocks=num_host_blocks,
             has_disk=has_disk,
+            num_workers=num_workers,
         )
         self.promotions = Promotions(
             self.store,

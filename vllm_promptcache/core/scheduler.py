@@ -76,6 +76,7 @@ class PromptModuleMixin(Scheduler):
             evicts_by_value=config.eviction == "value",
             num_host_blocks=int(config.host_memory * 2**30 / self.block_bytes),
             has_disk=config.dir is not None,
+            num_workers=self.vllm_config.parallel_config.world_size,
             prefetches=config.prefetch,
             promote_after=config.promote_after,
             max_promoted_share=config.max_promoted_share,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from secrets import token_bytes
 
 from vllm_promptcache.core.request import (
     EncodeRequest,
@@ -21,6 +22,8 @@ from vllm_promptcache.steps.step import (
     module_blocks,
 )
 from vllm_promptcache.store import StoredModule
+
+_ENCODE_ID_BYTES = 16
 
 
 class StepBuilder:
@@ -163,6 +166,8 @@ class StepBuilder:
         metadata.loads = SlotCopy.concatenate(self._loads)
         metadata.stores = SlotCopy.concatenate(self._stores)
         self._loads, self._stores = [], []
+        if metadata.encoded:
+            metadata.encode_id = token_bytes(_ENCODE_ID_BYTES)
         return metadata
 
 

@@ -16,7 +16,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiKV
 from vllm_promptcache.sequence.rows import AttentionRows
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.slots import SlotCopy, Slots
-from vllm_promptcache.store import StoredModule
+from vllm_promptcache.store import ReadModule, StoredModule
 
 OffsetRuns: TypeAlias = tuple[tuple[int, int], ...]
 """Consecutive tokens: for each run how many there are, and what is added to their index."""
@@ -103,6 +103,8 @@ class StepMetadata(KVConnectorMetadata):
         observed: Probes whose last tokens are computed in this step.
         stores: Copies after the forward pass: kept tokens of modules to the front of their blocks.
         encoded: Modules whose encode ends with this step.
+        encode_id: Of these encodes, and of no others anywhere: by it workers' files of a module are
+            known to belong together. Empty if there are none.
         is_verified: Whether to take their fingerprints.
     """
 
@@ -116,6 +118,7 @@ class StepMetadata(KVConnectorMetadata):
     observed: list[ObservedRequest] = field(default_factory=list)
     stores: SlotCopy | None = None
     encoded: list[ModuleBlocks] = field(default_factory=list)
+    encode_id: bytes = b""
     is_verified: bool = False
 
     @property
@@ -144,11 +147,11 @@ def module_blocks(module: StoredModule) -> ModuleBlocks:
 
 @dataclass(slots=True)
 class WorkerReport(KVConnectorWorkerMetadata):
-    """What a worker has found out since its last report, and what it can do.
+    """What a worker has found out since its last report, and what it can do; or some workers have.
 
     Attributes:
-        found: Key, tokens and blocks of modules that are in host memory now.
-        absent: Keys of modules that are not there, or not valid.
+        found: Modules that are in host memory now, once for each worker that has read its shard.
+        absent: Keys of modules that are not there, or not valid, once for each worker.
         can_relocate: Whether the worker can rotate keys to other positions.
         attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`.
         num_clears: How often the worker has forgotten host memory; what it has found before the
@@ -156,7 +159,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
         adapters: LoRA adapters that were loaded, by vLLM's id, with the fingerprint of their files.
     """
 
-    found: list[tuple[bytes, int, int]]
+    found: list[ReadModule]
     absent: list[bytes]
     can_relocate: bool = False
     attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -164,9 +167,10 @@ class WorkerReport(KVConnectorWorkerMetadata):
     num_clears: int = 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerReport:
-        """Joins the reports of two workers; an engine with a disk tier has one.
+        """Joins the reports of two workers after the same step.
 
-        Each worker has seen its own heads, or layers.
+        Each worker has seen its own heads, or layers. Which one answered what is not told: all of
+        them answer every question once.
         """
         assert isinstance(other, WorkerReport)
         found, absent = self.found + other.found, self.absent + other.absent

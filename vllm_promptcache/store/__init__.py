@@ -1,6 +1,6 @@
 """Which prompt module lives in which blocks of the paged KV cache."""
 
-from vllm_promptcache.store.disk_tier import DiskTier
+from vllm_promptcache.store.disk_tier import DiskTier, ReadModule
 from vllm_promptcache.store.eviction import Eviction
 from vllm_promptcache.store.greedy_dual import GreedyDual
 from vllm_promptcache.store.host_tier import HostModule, HostTier
@@ -17,6 +17,7 @@ __all__ = [
     "ModuleStore",
     "PinnedModule",
     "Pins",
+    "ReadModule",
     "StoreStats",
     "StoredModule",
 ]

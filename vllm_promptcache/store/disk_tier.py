@@ -1,7 +1,8 @@
 """The disk tier, as the scheduler knows it: what it asked the workers to read.
 
-The files lie with the workers (`worker/disk_store.py`). Only they can tell whether a module is
-there and valid, so the scheduler asks, and lets who needs the module wait for the answer.
+The files lie with the workers (`worker/disk_store.py`), each of which has its own shard of a
+module. Only they can tell whether it is there and valid, so the scheduler asks, and lets who needs
+the module wait until all of them have answered.
 """
 
 from __future__ import annotations
@@ -28,24 +29,69 @@ PATIENCE_S = 30.0
 """Without an answer for so long, modules are encoded: a network file system may hang."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReadModule:
+    """What a worker has read of a module, and holds in host memory now.
+
+    Attributes:
+        key: The module's key.
+        num_tokens: Its kept tokens.
+        num_blocks: Blocks it takes.
+        encode_id: Of the encode that it is of, see `StepMetadata`.
+    """
+
+    key: bytes
+    num_tokens: int
+    num_blocks: int
+    encode_id: bytes
+
+
+@dataclass(slots=True)
+class _Fetch:
+    """A module that the workers were told to read.
+
+    Attributes:
+        is_wanted: Whether it is to be staged when all have read it.
+        answers: What each worker has read that has answered; None if that is nothing.
+    """
+
+    is_wanted: bool = True
+    answers: list[ReadModule | None] = field(default_factory=list)
+
+    @property
+    def module(self) -> ReadModule | None:
+        """The module, if all that have answered have read it, of the same encode.
+
+        Shards of different ones need not fit: a worker knows its own weights, but its KV depends on
+        those of all.
+        """
+        first, *others = self.answers
+        return first if all(answer == first for answer in others) else None
+
+
 @dataclass(slots=True)
 class DiskTier:
     """Modules that are being read from disk, have been read, or are known not to be there.
 
+    A module that was asked for is not asked for again before all workers have answered: until then
+    some of them may yet put it into host memory, or have to drop it from there.
+
     Attributes:
         is_on: Whether there is such a tier.
         max_staged_blocks: Blocks that the modules which were read may take in host memory.
+        num_workers: Workers that answer, each of them once.
         clock: Seconds; never goes back.
     """
 
     is_on: bool
     max_staged_blocks: int
+    num_workers: int = 1
     clock: Callable[[], float] = time.monotonic
-    _asked: set[bytes] = field(default_factory=set)
+    _asked: dict[bytes, _Fetch] = field(default_factory=dict)
     _staged: dict[bytes, HostModule] = field(default_factory=dict)
     # An ordered set: the oldest first.
     _absent: dict[bytes, None] = field(default_factory=dict)
-    # When an answer came last, or the first one has been waited for.
+    # When all have answered last, or the first answer has been waited for.
     _last_answer: float = 0.0
 
     def may_have(self, key: bytes) -> bool:
@@ -67,7 +113,7 @@ class DiskTier:
             return False
         if not self._asked:
             self._last_answer = self.clock()
-        self._asked.add(key)
+        self._asked[key] = _Fetch()
         return True
 
     def staged(self, key: bytes) -> HostModule | None:
@@ -75,8 +121,9 @@ class DiskTier:
         return self._staged.get(key)
 
     def forget(self, key: bytes) -> None:
-        """Takes note that a module is elsewhere, so that it need not be read or staged any more."""
-        self._asked.discard(key)
+        """Takes note that a module is elsewhere, so that it need not be staged any more."""
+        if (fetch := self._asked.get(key)) is not None:
+            fetch.is_wanted = False
         self._staged.pop(key, None)
 
     def take_staged(self, keep: Collection[bytes]) -> list[bytes]:
@@ -87,29 +134,46 @@ class DiskTier:
         return keys
 
     def answered(
-        self, found: Iterable[tuple[bytes, int, int]], absent: Iterable[bytes]
-    ) -> list[bytes]:
-        """Takes note of the workers' answers.
+        self, found: Iterable[ReadModule], absent: Iterable[bytes]
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Takes note of workers' answers.
 
         Args:
-            found: Key, tokens and blocks of modules that are in host memory now.
-            absent: Keys of modules that are not there, or not valid.
+            found: What workers have in host memory now, a module once for each of them.
+            absent: Keys of modules that are not there, or not valid, once for each worker.
 
         Returns:
-            Keys of modules to be dropped: nobody asks for them any more, or too many are staged.
+            Keys of modules that all workers have read now. And those to be dropped: nobody asks for
+            them any more, not all workers have them, or too many are staged.
         """
-        dropped = []
-        self._last_answer = self.clock()
-        for key, num_tokens, num_blocks in found:
-            if key in self._asked:
-                self._staged[key] = HostModule(num_tokens, num_blocks)
-            else:
+        answers: list[tuple[bytes, ReadModule | None]] = [(module.key, module) for module in found]
+        answers += [(key, None) for key in absent]
+        read, dropped = [], []
+        for key, answer in answers:
+            if (fetch := self._asked.get(key)) is None:
+                continue
+            fetch.answers.append(answer)
+            if len(fetch.answers) < self.num_workers:
+                continue
+            if self._end(key, fetch):
+                read.append(key)
+            elif any(fetch.answers):
                 dropped.append(key)
-            self._asked.discard(key)
-        self._absent.update(dict.fromkeys(self._asked.intersection(absent)))
-        self._asked.difference_update(absent)
-        forget_oldest(self._absent, MAX_NUM_ABSENT)
-        return dropped + self._drop_staged()
+        return read, dropped + self._drop_staged()
+
+    def _end(self, key: bytes, fetch: _Fetch) -> bool:
+        """Takes note that all workers have answered; returns whether the module is staged."""
+        self._last_answer = self.clock()
+        del self._asked[key]
+        module = fetch.module
+        if not fetch.is_wanted:
+            return False
+        if module is None:
+            self._absent[key] = None
+            forget_oldest(self._absent, MAX_NUM_ABSENT)
+            return False
+        self._staged[key] = HostModule(module.num_tokens, module.num_blocks)
+        return True
 
     def _drop_staged(self) -> list[bytes]:
         """Forgets the modules that were read first if all are too many; returns their keys.

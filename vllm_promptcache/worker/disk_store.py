@@ -34,15 +34,17 @@ logger = module_logger(__name__)
 
 @dataclass(slots=True)
 class DiskStore:
-    """Modules in files named by their keys, in a folder named by what else they depend on.
+    """A worker's shards of modules, in files named by their keys, in a folder named by what else
+    they depend on.
 
-    Whatever goes wrong with a file costs an encode and a line in the log. Several servers may share
-    a folder.
+    Whatever goes wrong with a file costs an encode and a line in the log. Several workers and
+    servers may share a folder; each deletes what is too much of all. Of a module, the files of some
+    workers may be gone and those of others not: it is absent then (`DiskTier`).
 
     Attributes:
         root: The folder that the user gave.
         max_bytes: What the files of all models there may take; those not used longest go first.
-        compute_fingerprint: Returns the fingerprint of the model as it is now.
+        compute_fingerprint: Returns the fingerprint of the worker's part of the model as it is now.
     """
 
     root: Path
@@ -67,8 +69,13 @@ class DiskStore:
         self._forgotten += self._reads
         self._reads.clear()
 
+    def clear(self) -> None:
+        """The same, and what was asked for before is not answered: nobody waits for it."""
+        self.forget_model()
+        self._forgotten.clear()
+
     def read(self, key: bytes) -> None:
-        """Begins to read a module."""
+        """Begins to read a module, which is not being read."""
         path, fingerprint = self._path(key)
         self._reads[key] = self._executor.submit(_read, path, key, fingerprint)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from hashlib import sha256
 
 import torch
 from cachetools import LRUCache
+from vllm.distributed import get_pp_group, get_tp_group
 
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.worker.module_file import FORMAT
@@ -46,19 +48,47 @@ class Fingerprints:
             raise ServerError(f"the KV of module {key.hex()} is not what was encoded")
 
 
-def model_fingerprint(
-    weights: Iterable[tuple[str, torch.Tensor]], kv_caches: dict[str, torch.Tensor], layout: bytes
-) -> str:
-    """Returns a digest that is the same for two workers whose KV is interchangeable.
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of the model a worker computes.
 
-    Reads all weights as they are in memory: about a second for each two GB.
+    Attributes:
+        tensor_rank: Which of the workers that share the heads of a layer.
+        tensor_size: How many they are.
+        pipeline_rank: Which of the stages that share the layers.
+        pipeline_size: How many they are.
+    """
+
+    tensor_rank: int
+    tensor_size: int
+    pipeline_rank: int
+    pipeline_size: int
+
+    @classmethod
+    def of_this_worker(cls) -> Shard:
+        """That of the worker in this process, which vLLM has given its ranks."""
+        heads, stages = get_tp_group(), get_pp_group()
+        return cls(heads.rank_in_group, heads.world_size, stages.rank_in_group, stages.world_size)
+
+
+def model_fingerprint(
+    weights: Iterable[tuple[str, torch.Tensor]],
+    kv_caches: dict[str, torch.Tensor],
+    layout: bytes,
+    shard: Shard,
+) -> str:
+    """Returns a digest that differs where KV does, as far as a worker can tell.
+
+    Reads all weights as they are in memory: about a second for each two GB. What the KV depends on
+    of other workers' weights it cannot tell: see `ModuleFile.encode_id`.
 
     Args:
-        weights: The model's parameters and buffers by name.
-        kv_caches: KV cache of each layer, `[num_blocks, ...]`.
+        weights: The model's parameters and buffers by name, as far as the worker has them.
+        kv_caches: KV cache of each of its layers, `[num_blocks, ...]`.
         layout: Where the KV of a slot lies in a block.
+        shard: Which part of the model these are.
     """
-    digest = sha256(FORMAT.encode() + layout)
+    digest = sha256(FORMAT.encode() + layout + repr(shard).encode())
     for name, cache in kv_caches.items():
         digest.update(f"{name} {cache.dtype} {tuple(cache.shape[1:])}".encode())
     with ThreadPoolExecutor() as pool:

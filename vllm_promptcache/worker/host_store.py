@@ -9,7 +9,7 @@ import torch
 from vllm_promptcache.kernels.reference import SlotCopier
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.steps.step import HostMove, ModuleBlocks
-from vllm_promptcache.store.disk_tier import KEY_BYTES
+from vllm_promptcache.store.disk_tier import KEY_BYTES, ReadModule
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
 
@@ -56,7 +56,7 @@ class HostStore:
             case action, _:
                 logger.warning_once("Prompt modules: a move %r means nothing here", action)
 
-    def take_read(self) -> tuple[list[tuple[bytes, int, int]], list[bytes]]:
+    def take_read(self) -> tuple[list[ReadModule], list[bytes]]:
         """Takes over what has been read from disk; see `WorkerReport`."""
         absent, self._absent = self._absent, []
         if self.disk is None:
@@ -65,8 +65,12 @@ class HostStore:
         found = []
         for module in modules:
             if self.copier.fits(module.blocks, module.num_tokens):
-                self._blocks[module.key] = module.blocks
-                found.append((module.key, module.num_tokens, module.blocks.shape[1]))
+                # One that was saved meanwhile is whole; of this one others may lack their shards.
+                self._blocks.setdefault(module.key, module.blocks)
+                num_blocks = module.blocks.shape[1]
+                found.append(
+                    ReadModule(module.key, module.num_tokens, num_blocks, module.encode_id)
+                )
             else:
                 shape = tuple(module.blocks.shape)
                 logger.warning_once(
@@ -79,14 +83,15 @@ class HostStore:
                 absent.append(module.key)
         return found, absent + not_read
 
-    def keep(self, module: ModuleBlocks) -> None:
+    def keep(self, module: ModuleBlocks, encode_id: bytes) -> None:
         """Writes a module that was just encoded to disk, if there is a disk tier."""
         if self.disk is not None and len(module.key) == KEY_BYTES:
             blocks = self.copier.read_blocks(module.block_ids)
-            self.disk.write(ModuleFile(module.key, module.num_tokens, blocks))
+            self.disk.write(ModuleFile(module.key, module.num_tokens, encode_id, blocks))
 
     def _clear(self) -> None:
         self.num_clears += 1
         self._blocks.clear()
+        self._absent.clear()
         if self.disk is not None:
-            self.disk.forget_model()
+            self.disk.clear()

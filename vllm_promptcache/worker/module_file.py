@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes with the meaning of a file; files of another format are ignored."""
 
 SUFFIX = ".safetensors"
@@ -26,16 +26,18 @@ class InvalidFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModuleFile:
-    """An encoded module.
+    """An encoded module, or a worker's shard of it.
 
     Attributes:
         key: The module's key.
         num_tokens: Its kept tokens.
+        encode_id: Of the encode that it is of: the same in the files of all workers.
         blocks: Its blocks of all layers, bit by bit, `[num_layers, num_blocks, num_elements]`.
     """
 
     key: bytes
     num_tokens: int
+    encode_id: bytes
     blocks: torch.Tensor
 
     def write(self, path: Path, fingerprint: str) -> int:
@@ -51,14 +53,15 @@ class ModuleFile:
         Raises:
             OSError: It cannot be written; nothing is left behind.
         """
+        num_tokens, encode_id = str(self.num_tokens), self.encode_id.hex()
         metadata = _metadata(self.key, fingerprint) | {
-            "num_tokens": str(self.num_tokens),
-            "sha256": _digest(self.blocks, self.num_tokens),
+            "num_tokens": num_tokens,
+            "encode_id": encode_id,
+            "sha256": _digest(self.blocks, num_tokens, encode_id),
         }
         data = save({_BLOCKS: self.blocks}, metadata)
-        temporary = path.with_name(
-            f"{path.stem}.{os.getpid()}.{threading.get_ident()}{TEMPORARY_SUFFIX}"
-        )
+        # Not the process's id: other machines may write here, too.
+        temporary = path.with_name(f"{path.stem}.{token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
             temporary.write_bytes(data)
             os.replace(temporary, path)
@@ -84,17 +87,18 @@ class ModuleFile:
         for name, expected in _metadata(key, fingerprint).items():
             if metadata.get(name) != expected:
                 raise InvalidFileError(f"its {name} is {metadata.get(name)!r}, not {expected!r}")
-        num_tokens = metadata.get("num_tokens", "")
-        if not num_tokens.isdecimal() or metadata.get("sha256") != _digest(blocks, int(num_tokens)):
+        num_tokens, encode_id = metadata.get("num_tokens", ""), metadata.get("encode_id", "")
+        is_whole = metadata.get("sha256") == _digest(blocks, num_tokens, encode_id)
+        if not is_whole or not num_tokens.isdecimal():
             raise InvalidFileError("its checksum is wrong")
-        return cls(key, int(num_tokens), blocks)
+        return cls(key, int(num_tokens), bytes.fromhex(encode_id), blocks)
 
 
 def _metadata(key: bytes, fingerprint: str) -> dict[str, str]:
     return {"format": FORMAT, "key": key.hex(), "fingerprint": fingerprint}
 
 
-def _digest(blocks: torch.Tensor, num_tokens: int) -> str:
-    digest = sha256(f"{num_tokens} {tuple(blocks.shape)} {blocks.dtype}".encode())
+def _digest(blocks: torch.Tensor, num_tokens: str, encode_id: str) -> str:
+    digest = sha256(f"{num_tokens} {encode_id} {tuple(blocks.shape)} {blocks.dtype}".encode())
     digest.update(blocks.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()

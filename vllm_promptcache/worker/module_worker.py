@@ -20,7 +20,7 @@ from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.steps.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
 from vllm_promptcache.worker.attention_probe import AttentionProbe
 from vllm_promptcache.worker.disk_store import DiskStore
-from vllm_promptcache.worker.fingerprint import Fingerprints, model_fingerprint, weights_of
+from vllm_promptcache.worker.fingerprint import Fingerprints, Shard, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
 from vllm_promptcache.worker.kv_caches import find_slot_elements
 from vllm_promptcache.worker.placement import Placement
@@ -79,11 +79,11 @@ class ModuleWorker:
         config = PromptModulesConfig.of(vllm_config)
         disk = None
         if config.dir is not None:
-            layout = elements.numpy().tobytes()
+            layout, shard = elements.numpy().tobytes(), Shard.of_this_worker()
             disk = DiskStore(
                 Path(config.dir),
                 int(config.dir_size * 2**30),
-                lambda: model_fingerprint(weights_of(model), kv_caches, layout),
+                lambda: model_fingerprint(weights_of(model), kv_caches, layout, shard),
             )
         host = HostStore(copier, disk)
         rotary = Rotary.find(model, kv_caches)
@@ -119,7 +119,7 @@ class ModuleWorker:
             self._attention |= self.probe.take()
         self._copy(step.stores)
         for module in step.encoded:
-            self.host.keep(module)
+            self.host.keep(module, step.encode_id)
             if step.is_verified:
                 self._fingerprints.take(module.key, self._fingerprint(module))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.core.plans import module, request, span
+from tests.core.plans import module, read_module, request, span
 from tests.core.test_residency import Engine
 from vllm_promptcache.steps.step import WorkerReport
 
@@ -73,6 +73,6 @@ def test_a_sibling_on_disk_is_read_ahead():
     engine.prepare()
     fetched = [move.module.key for move in residency.end_step({}, lambda _: []).moves]
     assert fetched == [B.key]
-    residency.tiers.fetched(WorkerReport([(B.key, 6, 2)], []))
+    residency.tiers.fetched(WorkerReport([read_module(B)], []))
     engine.prepare()
     assert residency.store.lookup(B.key) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.core.plans import module, request, span
+from tests.core.plans import module, read_module, request, span
 from tests.core.test_residency import Engine
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.sequence.runs import Run
@@ -29,11 +29,11 @@ def test_what_a_worker_found_before_it_forgets_all_does_not_count() -> None:
     tiers.forget()
     assert engine.prepare() == []
     assert moves(engine) == ["clear", "fetch"]
-    tiers.fetched(WorkerReport([(A.key, 9, 3)], []))
+    tiers.fetched(WorkerReport([read_module(A)], []))
     assert engine.prepare() == []
     assert moves(engine) == []
     assert engine.residency.store.lookup(A.key) is None
-    tiers.fetched(WorkerReport([(A.key, 9, 3)], [], num_clears=1))
+    tiers.fetched(WorkerReport([read_module(A)], [], num_clears=1))
     engine.prepare()
     assert moves(engine)[0] == "restore"
 

@@ -37,6 +37,7 @@ class ModuleTiers:
         evicts_by_value: Whether modules leave by what they are worth, else by their last use.
         num_host_blocks: Blocks that host memory has room for.
         has_disk: Whether the workers keep files.
+        num_workers: Workers that compute each step.
 
     Attributes:
         can_relocate: Whether the workers can relocate modules; None until they have said so, which
@@ -51,11 +52,12 @@ class ModuleTiers:
         evicts_by_value: bool,
         num_host_blocks: int,
         has_disk: bool,
+        num_workers: int,
     ) -> None:
         self.can_relocate: bool | None = None
         self.host = HostTier(num_host_blocks)
         max_staged_blocks = max(num_host_blocks, store.block_pool.num_gpu_blocks // 4)
-        self._disk = DiskTier(has_disk, max_staged_blocks)
+        self._disk = DiskTier(has_disk, max_staged_blocks, num_workers)
         self._num_clears = 0
         self._store = store
         self._step = step
@@ -175,17 +177,15 @@ class ModuleTiers:
             self._store.stats.num_saves += 1
 
     def fetched(self, report: WorkerReport) -> None:
-        """Takes note of the modules that a worker has read from disk, and of what it can do."""
-        self.can_relocate = report.can_relocate
+        """Takes note of what workers have read from disk, and of what they can do."""
+        # Later reports may be of some of them only.
+        self.can_relocate = report.can_relocate and self.can_relocate is not False
         if report.num_clears != self._num_clears:
             return  # it is from before the worker has forgotten all, which is on its way
+        read, dropped = self._disk.answered(report.found, report.absent)
         # They may have been encoded and evicted since they were asked for.
-        for key in [key for key, *_ in report.found if key in self.host]:
-            self._disk.forget(key)
-        found = [module for module in report.found if module[0] not in self.host]
-        if found or report.absent:
-            self._step.drop(self._disk.answered(found, report.absent))
-        self._store.stats.num_fetches += len(found)
+        self._step.drop([key for key in dropped if key not in self.host])
+        self._store.stats.num_fetches += len(read)
 
     def drop_unclaimed(self, keep: Collection[bytes] = ()) -> None:
         """Drops what was read from disk for requests that have gone, but for `keep`."""
