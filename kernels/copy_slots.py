@@ -14,6 +14,7 @@ import triton.language as tl
 
 from vllm_promptcache.kernels.block_rows import BlockRows
 from vllm_promptcache.kernels.reference import Slots
+from vllm_promptcache.kernels.transfers import to_device
 
 # Elements that one program moves.
 _WIDTH = 512
@@ -62,7 +63,7 @@ def copy_slots_triton(table: SlotTable, source: Slots, target: Slots) -> None:
     num_layers, num_kept = len(table.layers), len(source) * num_elements
     # All layers at once, but for long copies: what is kept in between is bounded.
     step = min(num_layers, max(1, _NUM_KEPT // max(1, num_kept)))
-    slots = torch.from_numpy(np.stack([source, target])).to(table.layers.device)
+    slots = to_device(np.stack([source, target]), table.layers.device)
     scratch = torch.empty(step * num_kept, dtype=table.dtype, device=slots.device)
     shape = table.block_stride, num_elements, block_size, _WIDTH
     for first in range(0, num_layers, step):

@@ -10,6 +10,7 @@ import torch
 
 from vllm_promptcache.kernels.block_rows import BlockRows
 from vllm_promptcache.kernels.rotation import Rotation, rotate_keys
+from vllm_promptcache.kernels.transfers import HostCopy, to_device
 
 Slots = npt.NDArray[np.int64]
 
@@ -74,22 +75,22 @@ class SlotCopier:
             keys = layer[index].view(self._dtype).view(num_tokens, -1, head_size)
             layer[index] = self._rotate_keys(keys, rotation).view(layer.dtype).flatten(1)
 
-    def read_blocks(self, block_ids: Sequence[int]) -> torch.Tensor:
-        """Returns whole blocks of all layers in host memory, `[num_layers, num_blocks, ...]`."""
-        index = torch.tensor(block_ids, device=self._elements.device)
-        return torch.stack([layer[index] for layer in self._layers]).cpu()
+    def read_blocks(self, block_ids: Sequence[int]) -> HostCopy:
+        """Copies whole blocks of all layers to host memory, `[num_layers, num_blocks, ...]`."""
+        index = self._on_device(block_ids)
+        return HostCopy.of(torch.stack([layer[index] for layer in self._layers]))
 
-    def fits(self, blocks: torch.Tensor, num_tokens: int) -> bool:
+    def fits(self, blocks: HostCopy, num_tokens: int) -> bool:
         """Whether `blocks` are such as `read_blocks` returns of a module of so many tokens."""
         num_blocks = -(-num_tokens // self._elements.shape[1])
         shape = (len(self._layers), num_blocks, self._layers[0].shape[1])
         return num_tokens > 0 and blocks.shape == shape and blocks.dtype == self._layers[0].dtype
 
-    def write_blocks(self, block_ids: Sequence[int], blocks: torch.Tensor) -> None:
+    def write_blocks(self, block_ids: Sequence[int], blocks: HostCopy) -> None:
         """Writes what `read_blocks` returned to other blocks; mutates the caches."""
-        index = torch.tensor(block_ids, device=self._elements.device)
-        for layer, data in zip(self._layers, blocks, strict=True):
-            layer[index] = data.to(layer.device)
+        index = self._on_device(block_ids)
+        for layer, data in zip(self._layers, blocks.to(index.device), strict=True):
+            layer[index] = data
 
     def checksum(self, slots: Slots) -> int:
         """A number that changes when any bit of the KV in `slots` does (but for collisions)."""
@@ -103,8 +104,11 @@ class SlotCopier:
     def _index(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """Block and element of each element of each slot, `[num_tokens, num_elements]`."""
         block_size = self._elements.shape[1]
-        slot = torch.from_numpy(slots).to(self._elements.device)
+        slot = self._on_device(slots)
         return (slot // block_size)[:, None], self._elements.T[slot % block_size]
+
+    def _on_device(self, numbers: Sequence[int] | Slots) -> torch.Tensor:
+        return to_device(np.asarray(numbers, np.int64), self._elements.device)
 
     def _slots_of(self, block_ids: Sequence[int], num_tokens: int) -> Slots:
         """The first slots of some blocks, `[num_tokens]`."""

@@ -48,7 +48,7 @@ def check_read(form, make_copier):
     blocks = copier.read_blocks(SOURCE)
     assert copier.fits(blocks, form.block_size + 7)
     assert not copier.fits(blocks, form.block_size)
-    found = blocks.view(form.dtype)[:, :, elements.T].flatten(1, 2)
+    found = blocks.wait().view(form.dtype)[:, :, elements.T].flatten(1, 2)
     key, value = before[slots_of(SOURCE, form)].chunk(2, dim=-1)
     assert torch.equal(found, torch.cat([key.flatten(2), value.flatten(2)], dim=-1))
     assert torch.equal(actual.memory, before.memory)

@@ -10,7 +10,11 @@ import torch
 from vllm_promptcache.compat.worker import kv_writer
 from vllm_promptcache.kernels.layout import probe_slot_elements
 from vllm_promptcache.steps.slots import slots_of
-from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
+from vllm_promptcache.worker.attention_probe import (
+    AttentionProbe,
+    MeasuredAttention,
+    ObservedTokens,
+)
 
 NUM_BLOCKS, BLOCK_SIZE = 6, 32
 NUM_HEADS, NUM_KV_HEADS, HEAD_SIZE = 4, 2, 32
@@ -21,6 +25,11 @@ METADATA = object()
 LONG = ObservedTokens("long", range(5, 8), np.array([170, 3, 64, 5, 99, 98, 31, 32, 120, 7, 8]))
 SHORT = ObservedTokens("short", range(8, 9), np.array([191, 0, 66]))
 NUM_ROWS = 10  # the last is padding
+
+
+def taken(probe):
+    """What a probe has measured, as arrays."""
+    return MeasuredAttention(probe.take())
 
 
 def write_transposed(key, value, cache, slot_mapping):
@@ -111,10 +120,10 @@ def test_attention_is_summed_over_layers_heads_and_tokens(is_flat):
     probe = model.probe()
     probe.start([LONG, SHORT])
     model.forward(is_flat=is_flat)
-    taken = probe.take()
-    assert set(taken) == {"long", "short"}
+    found = taken(probe)
+    assert set(found) == {"long", "short"}
     for observed in (LONG, SHORT):
-        total = taken[observed.request_id]
+        total = found[observed.request_id]
         assert total.dtype == np.float32
         np.testing.assert_allclose(total, model.expected(observed), rtol=1e-4)
         assert total.sum() == pytest.approx(2 * NUM_HEADS * len(observed.rows), rel=1e-4)
@@ -127,7 +136,7 @@ def test_attention_is_computed_in_float32(dtype):
     probe.start([LONG])
     with torch.inference_mode():
         model.forward()
-    np.testing.assert_allclose(probe.take()["long"], model.expected(LONG), rtol=1e-4)
+    np.testing.assert_allclose(taken(probe)["long"], model.expected(LONG), rtol=1e-4)
 
 
 def test_a_query_that_requires_a_gradient_is_observed():
@@ -137,7 +146,7 @@ def test_a_query_that_requires_a_gradient_is_observed():
     probe = model.probe()
     probe.start([SHORT])
     model.forward()
-    np.testing.assert_allclose(probe.take()["short"], model.expected(SHORT), rtol=1e-4)
+    np.testing.assert_allclose(taken(probe)["short"], model.expected(SHORT), rtol=1e-4)
 
 
 def test_only_the_layers_it_was_given_count():
@@ -147,7 +156,7 @@ def test_only_the_layers_it_was_given_count():
     probe.start([LONG])
     model.forward()
     expected = model.expected(LONG, names=some)
-    np.testing.assert_allclose(probe.take()["long"], expected, rtol=1e-4)
+    np.testing.assert_allclose(taken(probe)["long"], expected, rtol=1e-4)
 
 
 def test_observers_are_gone_after_take():
@@ -156,7 +165,7 @@ def test_observers_are_gone_after_take():
     probe.start([LONG])
     assert model.is_observed()
     model.forward()
-    first = probe.take()["long"].copy()
+    first = taken(probe)["long"].copy()
     assert not model.is_observed()
     model.forward()
     assert probe.take() == {}
@@ -170,9 +179,9 @@ def test_a_second_start_drops_the_first():
     model.forward()
     probe.start([LONG])
     model.forward()
-    taken = probe.take()
-    assert set(taken) == {"long"}
-    np.testing.assert_allclose(taken["long"], model.expected(LONG), rtol=1e-4)
+    found = taken(probe)
+    assert set(found) == {"long"}
+    np.testing.assert_allclose(found["long"], model.expected(LONG), rtol=1e-4)
     assert not model.is_observed()
 
 
@@ -307,4 +316,4 @@ def test_it_agrees_with_attention_of_vllm():
         layer, query, key[-num_rows:], value[-num_rows:], cache, metadata, output=output
     )
     expected = output.sum(dim=(0, 1)).numpy()
-    np.testing.assert_allclose(probe.take()["a"][-HEAD_SIZE:], expected, rtol=1e-4)
+    np.testing.assert_allclose(taken(probe)["a"][-HEAD_SIZE:], expected, rtol=1e-4)

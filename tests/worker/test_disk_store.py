@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from vllm_promptcache.kernels.transfers import HostCopy
 from vllm_promptcache.worker import disk_store
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.module_file import ModuleFile
@@ -57,7 +58,7 @@ def test_a_module_is_there_for_another_store(tmp_path: Path, store: DiskStore) -
     store.close()
     again = DiskStore(tmp_path, 1 << 30, lambda: Model.fingerprint)
     (found,), absent = read(again, KEY, OTHER_KEY)
-    assert torch.equal(found.blocks, make_file().blocks)
+    assert torch.equal(found.blocks.wait(), make_file().blocks.wait())
     assert absent == [OTHER_KEY]
 
 
@@ -161,7 +162,7 @@ def test_a_directory_among_the_files_does_not_stop_the_sweep(tmp_path: Path, mod
     store = DiskStore(tmp_path, 0, lambda: model.fingerprint)
     folder = tmp_path / model.fingerprint[:16]
     (folder / "stray.safetensors").mkdir(parents=True)
-    store.write(ModuleFile(KEY, 9, ENCODE_ID, torch.zeros(2, 3, 4)))
+    store.write(ModuleFile(KEY, 9, ENCODE_ID, HostCopy.of(torch.zeros(2, 3, 4))))
     store.close()
     assert [path.name for path in folder.iterdir()] == ["stray.safetensors"]
 

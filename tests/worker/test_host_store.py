@@ -71,7 +71,7 @@ def test_a_file_that_fits_no_block_is_absent_though_its_checksum_is_right(
     fetched(host, KEY)
     (path,) = tmp_path.glob("*/*.safetensors")
     whole = path.read_bytes()
-    path.write_bytes(forged(whole, change(host.copier.read_blocks((3, 1)))))
+    path.write_bytes(forged(whole, change(host.copier.read_blocks((3, 1)).wait())))
     assert len(ModuleFile.read(path, KEY, "one" * 20).key) == len(KEY)
     host.apply(HostMove("drop", ModuleBlocks(KEY, (), 0)))
     assert fetched(host, KEY) == ([], [KEY])
@@ -86,7 +86,7 @@ def test_a_module_of_more_tokens_than_its_blocks_hold_is_absent(
     fetched(host, KEY)
     (path,) = tmp_path.glob("*/*.safetensors")
     for num_tokens in ("9", "4", "0"):
-        blocks = host.copier.read_blocks((3, 1))
+        blocks = host.copier.read_blocks((3, 1)).wait()
         path.write_bytes(forged(path.read_bytes(), blocks, num_tokens))
         assert fetched(host, KEY) == ([], [KEY])
 

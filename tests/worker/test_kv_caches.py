@@ -49,7 +49,7 @@ def test_attention_is_measured_in_all_layouts(form):
     key, value = torch.randn(2, 3, form.num_heads, form.head_size).to(form.dtype)
     for name, layer in layers.items():
         layer.impl.forward(layer, query, key, value, named(caches)[name], object(), output=None)
-    np.testing.assert_allclose(probe.take()["a"], attention(caches, query[1:]), rtol=1e-4)
+    np.testing.assert_allclose(probe.take()["a"].wait(), attention(caches, query[1:]), rtol=1e-4)
 
 
 def attention(caches, query):

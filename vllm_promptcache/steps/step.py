@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -153,7 +154,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
         found: Modules that are in host memory now, once for each worker that has read its shard.
         absent: Keys of modules that are not there, or not valid, once for each worker.
         can_relocate: Whether the worker can rotate keys to other positions.
-        attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`.
+        attention: To each token of the sequence of a probe, by its id, see `AttentionProbe`. To
+            read it may be to wait for the worker's device.
         num_clears: How often the worker has forgotten host memory; what it has found before the
             last time that the scheduler said so is gone.
         adapters: LoRA adapters that were loaded, by vLLM's id, with the fingerprint of their files.
@@ -162,7 +164,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
     found: list[ReadModule]
     absent: list[bytes]
     can_relocate: bool = False
-    attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    attention: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     adapters: dict[int, bytes] = field(default_factory=dict)
     num_clears: int = 0
 

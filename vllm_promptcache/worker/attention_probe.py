@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from vllm_promptcache.kernels.block_rows import BlockRows
+from vllm_promptcache.kernels.transfers import HostCopy, to_device
 from vllm_promptcache.steps.slots import Slots
 
 # 8-bit floats are not among them: their values are scaled.
@@ -53,6 +54,30 @@ class _Observation:
     total: torch.Tensor
 
 
+class MeasuredAttention(Mapping[str, npt.NDArray[np.float32]]):
+    """What `AttentionProbe.take` gave, as arrays: one that is read, or pickled, is waited for.
+
+    The scheduler reads it with the tokens that were sampled in the same step, so it is there by
+    then; workers in processes of their own pickle it, under asynchronous scheduling in a thread
+    that waits for these tokens.
+    """
+
+    def __init__(self, copies: dict[str, HostCopy]) -> None:
+        self._copies = copies
+
+    def __getitem__(self, request_id: str) -> npt.NDArray[np.float32]:
+        return self._copies[request_id].wait().numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._copies)
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 @dataclass(slots=True)
 class AttentionProbe:
     """Sums up attention while a step's forward pass runs.
@@ -65,6 +90,8 @@ class AttentionProbe:
     _block_stride: int
     _key_elements: torch.Tensor
     _observations: list[_Observation] = field(default_factory=list)
+    # Whether a layer has seen them.
+    _has_seen: bool = False
 
     @classmethod
     def create(
@@ -98,23 +125,25 @@ class AttentionProbe:
         Mutates the layers' `impl`. What was observed before and not taken is dropped.
         """
         self._stop()
+        self._has_seen = False
         self._observations = [self._prepare(tokens) for tokens in observed]
         if self._observations:
             for name, layer in self._layers.items():
                 self._install(name, layer)
 
-    def take(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Ends what `start` began, and waits for the device.
+    def take(self) -> dict[str, HostCopy]:
+        """Ends what `start` began; does not wait for the device.
 
         Returns:
             For each request the attention to each token of its sequence `[num_tokens]`, as in
-            `slots`, summed over layers, heads and observed tokens. Requests that no layer has
-            seen are not in it.
+            `slots`, summed over layers, heads and observed tokens. Nothing if no layer has seen
+            them.
         """
         self._stop()
         observations, self._observations = self._observations, []
-        totals = {seen.tokens.request_id: seen.total.cpu().numpy() for seen in observations}
-        return {request_id: total for request_id, total in totals.items() if total.any()}
+        if not self._has_seen:
+            return {}
+        return {seen.tokens.request_id: HostCopy.of(seen.total) for seen in observations}
 
     def _stop(self) -> None:
         if self._observations:
@@ -123,7 +152,7 @@ class AttentionProbe:
 
     def _prepare(self, tokens: ObservedTokens) -> _Observation:
         block_size, device = self._key_elements.shape[1], self._key_elements.device
-        slots = torch.from_numpy(tokens.slots).to(device)
+        slots = to_device(tokens.slots, device)
         first_elements = (slots // block_size * self._block_stride)[:, None]
         index = (first_elements + self._key_elements.T[slots % block_size]).view(-1)
         num_rows, num_tokens = len(tokens.rows), len(slots)
@@ -148,6 +177,7 @@ class AttentionProbe:
     @torch.inference_mode()
     def _observe(self, name: str, layer: Any, query: torch.Tensor) -> None:
         """Adds a layer's attention to the totals; the keys of the step are in the cache by now."""
+        self._has_seen = True
         # One group of query heads for each head of keys.
         query = query.reshape(len(query), layer.num_kv_heads, -1, layer.head_size)
         for seen in self._observations:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 
+from vllm_promptcache.kernels.transfers import to_device
 from vllm_promptcache.sequence.rows import AttentionRow, AttentionRows
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.steps.slots import ranges
@@ -51,15 +52,14 @@ class RowSplit:
         """
         old_start = batch.query_start_loc_cpu.numpy().astype(np.int64)
         sources, lengths = self._sources(np.diff(old_start))
-        device = batch.seq_lens.device
-        start = torch.from_numpy(np.concatenate(([0], lengths.cumsum())).astype(np.int32))
-        per_row = self._per_row(batch, torch.from_numpy(sources).to(device))
+        start = np.concatenate(([0], lengths.cumsum())).astype(np.int32)
+        per_row = self._per_row(batch, sources)
         self._set_visible(per_row, batch, sources, blocks_each)
         return replace(
             batch,
             **per_row,
-            query_start_loc=start.to(device),
-            query_start_loc_cpu=start,
+            query_start_loc=to_device(start, batch.seq_lens.device),
+            query_start_loc_cpu=torch.from_numpy(start),
             num_reqs=len(sources),
             max_query_len=int(lengths.max()),
             _num_computed_tokens_cache=None,
@@ -77,15 +77,18 @@ class RowSplit:
         return np.array(sources), np.array(lengths)
 
     def _per_row(
-        self, batch: CommonAttentionMetadata, sources: torch.Tensor
+        self, batch: CommonAttentionMetadata, sources: Integers
     ) -> dict[str, torch.Tensor]:
         """All that vLLM gives for each row, as copies with the new number of rows."""
         values = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in _OTHER}
-        return {
-            name: value[sources.to(value.device)]
+        tensors = {
+            name: value
             for name, value in values.items()
             if isinstance(value, torch.Tensor) and len(value) == batch.num_reqs
         }
+        # Some are on the host: to index them with what is on the device would wait for it.
+        index = {device: to_device(sources, device) for device in _devices(tensors.values())}
+        return {name: value[index[value.device]] for name, value in tensors.items()}
 
     def _set_visible(
         self,
@@ -95,15 +98,22 @@ class RowSplit:
         blocks_each: int,
     ) -> None:
         """Gives the rows of requests that are split their block tables and lengths."""
-        numbers = [number for source in self.rows for number in np.flatnonzero(sources == source)]
+        numbers = np.concatenate([np.flatnonzero(sources == source) for source in self.rows])
+        index = {device: to_device(numbers, device) for device in _devices(per_row.values())}
         num_visible = [row.num_visible for split in self.rows.values() for row in split.rows]
-        visible = torch.tensor(num_visible, dtype=torch.int32)
+        visible = np.array(num_visible, dtype=np.int32)
         for name in ("seq_lens", "seq_lens_cpu_upper_bound"):
             if (lengths := per_row.get(name)) is not None:
-                lengths[numbers] = visible.to(lengths.device, lengths.dtype)
+                told = to_device(visible, lengths.device).to(lengths.dtype)
+                lengths[index[lengths.device]] = told
         table = per_row["block_table_tensor"]
-        index = _block_indexes(self.rows.values(), blocks_each, table.shape[1])
-        table[numbers] = table[numbers].gather(1, torch.from_numpy(index).to(table.device))
+        blocks = _block_indexes(self.rows.values(), blocks_each, table.shape[1])
+        rows = index[table.device]
+        table[rows] = table[rows].gather(1, to_device(blocks, table.device))
+
+
+def _devices(tensors: Iterable[torch.Tensor]) -> set[torch.device]:
+    return {tensor.device for tensor in tensors}
 
 
 def _block_indexes(requests: Iterable[AttentionRows], blocks_each: int, width: int) -> Integers:

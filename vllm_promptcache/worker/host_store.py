@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.kernels.transfers import HostCopy
 from vllm_promptcache.log import module_logger
 from vllm_promptcache.steps.step import HostMove, ModuleBlocks
 from vllm_promptcache.store.disk_tier import KEY_BYTES, ReadModule
@@ -20,6 +19,8 @@ logger = module_logger(__name__)
 class HostStore:
     """Holds the blocks of modules that have left the KV cache, as the scheduler says.
 
+    Those of a GPU may still be on their way here: who writes a file waits for them, no step does.
+
     Attributes:
         copier: Reads and writes blocks of all layers.
         disk: Where modules are kept for good.
@@ -29,7 +30,7 @@ class HostStore:
     copier: SlotCopier
     disk: DiskStore | None = None
     num_clears: int = 0
-    _blocks: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    _blocks: dict[bytes, HostCopy] = field(default_factory=dict)
     # Fetches that were answered at once.
     _absent: list[bytes] = field(default_factory=list)
 

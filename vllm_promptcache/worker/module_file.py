@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from vllm_promptcache.kernels.transfers import HostCopy
+
 FORMAT = "2"
 """Changes with the meaning of a file; files of another format are ignored."""
 
@@ -38,10 +40,10 @@ class ModuleFile:
     key: bytes
     num_tokens: int
     encode_id: bytes
-    blocks: torch.Tensor
+    blocks: HostCopy
 
     def write(self, path: Path, fingerprint: str) -> int:
-        """Writes the file; whoever reads it meanwhile sees the old one or none.
+        """Writes the file, when the blocks are there; others see the old one or none meanwhile.
 
         Args:
             path: Where to.
@@ -54,12 +56,13 @@ class ModuleFile:
             OSError: It cannot be written; nothing is left behind.
         """
         num_tokens, encode_id = str(self.num_tokens), self.encode_id.hex()
+        blocks = self.blocks.wait()
         metadata = _metadata(self.key, fingerprint) | {
             "num_tokens": num_tokens,
             "encode_id": encode_id,
-            "sha256": _digest(self.blocks, num_tokens, encode_id),
+            "sha256": _digest(blocks, num_tokens, encode_id),
         }
-        data = save({_BLOCKS: self.blocks}, metadata)
+        data = save({_BLOCKS: blocks}, metadata)
         # Not the process's id: other machines may write here, too.
         temporary = path.with_name(f"{path.stem}.{token_hex(8)}{TEMPORARY_SUFFIX}")
         try:
@@ -91,7 +94,7 @@ class ModuleFile:
         is_whole = metadata.get("sha256") == _digest(blocks, num_tokens, encode_id)
         if not is_whole or not num_tokens.isdecimal():
             raise InvalidFileError("its checksum is wrong")
-        return cls(key, int(num_tokens), bytes.fromhex(encode_id), blocks)
+        return cls(key, int(num_tokens), bytes.fromhex(encode_id), HostCopy.of(blocks))
 
 
 def _metadata(key: bytes, fingerprint: str) -> dict[str, str]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from vllm.config import VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -16,9 +14,10 @@ from vllm_promptcache.compat.worker import attention_layers, hide_llvmlite
 from vllm_promptcache.config import PromptModulesConfig
 from vllm_promptcache.kernels.copier import make_slot_copier
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.kernels.transfers import HostCopy
 from vllm_promptcache.steps.slots import SlotCopy, ranges, slots_of
 from vllm_promptcache.steps.step import ModuleBlocks, RelocationCopy, StepMetadata, WorkerReport
-from vllm_promptcache.worker.attention_probe import AttentionProbe
+from vllm_promptcache.worker.attention_probe import AttentionProbe, MeasuredAttention
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import Fingerprints, Shard, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
@@ -49,7 +48,7 @@ class ModuleWorker:
     probe: AttentionProbe | None = None
     _has_reported: bool = False
     _fingerprints: Fingerprints = field(default_factory=Fingerprints)
-    _attention: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    _attention: dict[str, HostCopy] = field(default_factory=dict)
     _adapters: dict[int, bytes] = field(default_factory=dict)
 
     @classmethod
@@ -94,7 +93,10 @@ class ModuleWorker:
         """Moves modules to and from host memory and to other places, in the order given; then
         compares those that are mapped with their fingerprints.
 
-        Mutates the cache. vLLM calls this in every step, also in one that computes nothing.
+        Mutates the cache. Nothing here waits for the device, but for fingerprints: copies are in
+        the order of the stream, so what a move reads is read before anything behind it is written,
+        and need not have been read when this returns. vLLM calls this in every step, also in one
+        that computes nothing.
         """
         for move in step.moves:
             if isinstance(move, RelocationCopy):
@@ -115,6 +117,7 @@ class ModuleWorker:
     def after_forward(self, step: StepMetadata) -> None:
         """Compacts modules whose encode has ended and fingerprints them. Mutates the cache."""
         self.placement.end()
+        # First of all: whoever reads the answer waits for what was launched before it.
         if step.observed and self.probe is not None:
             self._attention |= self.probe.take()
         self._copy(step.stores)
@@ -155,7 +158,8 @@ class ModuleWorker:
             return None
         self._has_reported = True
         can_relocate, num_clears = self.rotary is not None, self.host.num_clears
-        return WorkerReport(found, absent, can_relocate, attention, adapters, num_clears)
+        measured = MeasuredAttention(attention)
+        return WorkerReport(found, absent, can_relocate, measured, adapters, num_clears)
 
     def loaded_adapter(self, lora_int_id: int, files: bytes) -> None:
         """A LoRA adapter was read from its files, which have this fingerprint."""

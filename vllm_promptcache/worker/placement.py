@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from vllm_promptcache.kernels.transfers import to_device
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.worker.attention_rows import RowSplit
-from vllm_promptcache.worker.positions import Positions, to_device
+from vllm_promptcache.worker.positions import Positions
 from vllm_promptcache.worker.runner_inputs import RunnerInputs
 from vllm_promptcache.worker.step_batch import StepBatch
 

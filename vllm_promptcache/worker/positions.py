@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vllm_promptcache.kernels.transfers import to_device
 from vllm_promptcache.steps.step import StepMetadata
 from vllm_promptcache.worker.step_batch import StepBatch
 
@@ -60,12 +61,3 @@ class Positions:
             self._batch = list(request_ids)
             self._rows = np.array([self._offsets.get(i, 0) for i in request_ids], dtype=np.int64)
             self._on_device = None
-
-
-def to_device(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Copies to the device without waiting for it; `numbers` must not be changed afterwards."""
-    tensor = torch.from_numpy(numbers)
-    if device.type == "cuda":
-        # A copy from other memory waits for the device.
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vllm_promptcache.kernels.rotation import Rotation
+from vllm_promptcache.kernels.transfers import to_device
 from vllm_promptcache.steps.slots import ranges
 from vllm_promptcache.steps.step import RelocationCopy
 
@@ -52,8 +53,8 @@ class Rotary:
 
     def between(self, copy: RelocationCopy) -> Rotation:
         """The rotation of all tokens of a module that is relocated."""
-        device = self.cos_sin_cache.device
-        old = torch.from_numpy(ranges([(r.start, r.num_tokens) for r in copy.kept])).to(device)
+        positions = ranges((run.start, run.num_tokens) for run in copy.kept)
+        old = to_device(positions, self.cos_sin_cache.device)
         return Rotation.between(self.cos_sin_cache, old, old + copy.shift, is_neox=self.is_neox)
 
 
