@@ -14,6 +14,7 @@ import torch
 from tests.core.plans import BLOCK_SIZE, module, read_module, request, span
 from tests.core.test_residency import Engine
 from vllm_promptcache.kernels.reference import SlotCopier
+from vllm_promptcache.kernels.transfers import HostCopy
 from vllm_promptcache.steps.step import HostMove, StepMetadata, WorkerReport
 from vllm_promptcache.store.disk_tier import PATIENCE_S
 from vllm_promptcache.worker.disk_store import DiskStore
@@ -119,10 +120,10 @@ class Files:
             key = self.rng.choice(list(self.by_key))
             file = self.by_key.pop(key)
             if self.rng.random() < 0.5:
-                blocks = torch.full_like(file.blocks.view(torch.float32), FOREIGN)
-                self.by_key[key] = ModuleFile(
-                    key, file.num_tokens, self.rng.randbytes(16), blocks.view(torch.int32)
-                )
+                blocks = torch.full_like(file.blocks.wait().view(torch.float32), FOREIGN)
+                foreign = HostCopy.of(blocks.view(torch.int32))
+                encode_id = self.rng.randbytes(16)
+                self.by_key[key] = ModuleFile(key, file.num_tokens, encode_id, foreign)
 
 
 class Worker:
