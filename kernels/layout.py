@@ -13,9 +13,6 @@ import torch
 
 from vllm_promptcache.kernels.block_rows import BlockRows, empty_blocks
 
-# Digits that every KV cache type represents exactly, 8-bit floats included.
-_BASE = 16
-
 WriteKV = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
@@ -44,12 +41,10 @@ def probe_slot_elements(
         raise ValueError("the attention backend's blocks hold more than keys and values")
     token_shape = (2, num_kv_heads, head_size)
     slot_ids = torch.arange(num_elements).view(-1, *token_shape)
-    # Each element is written with its own number, digit by digit, and then found by it.
-    found, power = torch.zeros(num_elements, dtype=torch.int64), 1
-    while power < num_elements:
-        digits = (slot_ids // power % _BASE).to(kv_cache.dtype)
-        found += power * _write_block(write_kv, kv_cache, digits)
-        power *= _BASE
+    # Each element is written with its own number, bit by bit, and then found by it.
+    found = torch.zeros(num_elements, dtype=torch.int64)
+    for power in range((num_elements - 1).bit_length()):
+        found += _write_block(write_kv, kv_cache, slot_ids >> power & 1).long() << power
     elements = torch.argsort(found)
     if not torch.equal(found[elements], torch.arange(num_elements)):
         raise ValueError("the attention backend's KV cache layout is not one slot after another")
@@ -79,12 +74,17 @@ def slot_elements_of(blocks: torch.Tensor, block_size: int) -> torch.Tensor:
     return (blocks[:, None] + starts[:, None]).flatten(1)
 
 
-def _write_block(write_kv: WriteKV, like: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Writes `tokens` to the second block of a small cache like `like`; returns the block."""
-    block_size, device = len(tokens), like.device
+def _write_block(write_kv: WriteKV, like: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Writes zeros and ones to the second block of a small cache like `like`.
+
+    Returns:
+        Which elements of the block are not zero: true of any type and scale of 8-bit floats.
+    """
+    block_size, device = len(bits), like.device
     cache = empty_blocks(like, 2)
-    key, value = tokens.to(device).unbind(dim=1)
+    # What is quantized comes in a type that models compute in.
+    dtype = torch.bfloat16 if like.element_size() == 1 else like.dtype
+    key, value = bits.to(device, dtype).unbind(dim=1)
     slot_mapping = torch.arange(block_size, 2 * block_size, device=device)
     write_kv(key.contiguous(), value.contiguous(), cache, slot_mapping)
-    written = BlockRows.of(cache, like[0].numel()).rows[1]
-    return written.to("cpu", torch.float32).to(torch.int64)
+    return (BlockRows.of(cache, like[0].numel()).rows[1] != 0).cpu()

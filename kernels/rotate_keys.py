@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_promptcache.kernels.rotation import Rotation
+from vllm_promptcache.kernels.rotation import Rotation, largest_of
 
 
 def rotate_keys_triton(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
@@ -28,6 +28,7 @@ def rotate_keys_triton(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
         head_size,
         num_pairs,
         is_neox=rotation.is_neox,
+        largest=largest_of(keys.dtype),
         width=triton.next_power_of_2(num_pairs),
     )
     return rotated
@@ -35,9 +36,17 @@ def rotate_keys_triton(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 
 @triton.jit
 def _rotate(  # type: ignore[no-untyped-def]
-    keys, cos, sin, num_heads, head_size, num_pairs, is_neox: tl.constexpr, width: tl.constexpr
+    keys,
+    cos,
+    sin,
+    num_heads,
+    head_size,
+    num_pairs,
+    is_neox: tl.constexpr,
+    largest: tl.constexpr,
+    width: tl.constexpr,
 ):
-    """One head of one token."""
+    """One head of one token; see `largest_of`."""
     head = tl.program_id(0).to(tl.int64)
     pair = tl.arange(0, width)
     mask = pair < num_pairs
@@ -51,5 +60,9 @@ def _rotate(  # type: ignore[no-untyped-def]
     y = tl.load(second, mask=mask).to(tl.float32)
     c = tl.load(cos + head // num_heads * num_pairs + pair, mask=mask)
     s = tl.load(sin + head // num_heads * num_pairs + pair, mask=mask)
-    tl.store(first, (x * c - y * s).to(keys.dtype.element_ty), mask=mask)
-    tl.store(second, (y * c + x * s).to(keys.dtype.element_ty), mask=mask)
+    new_x, new_y = x * c - y * s, y * c + x * s
+    if largest is not None:
+        new_x = tl.clamp(new_x, -largest, largest)
+        new_y = tl.clamp(new_y, -largest, largest)
+    tl.store(first, new_x.to(keys.dtype.element_ty), mask=mask)
+    tl.store(second, new_y.to(keys.dtype.element_ty), mask=mask)

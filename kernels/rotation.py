@@ -59,13 +59,26 @@ def rotate_keys(keys: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Returns rotated keys: computed in float32, then rounded once.
 
     Args:
-        keys: `[num_tokens, num_heads, head_size]` of any float dtype; not changed.
+        keys: `[num_tokens, num_heads, head_size]` of any float dtype; not changed. Of 8-bit floats
+            the scale is of no matter: one for all elements of a head cancels.
         rotation: Of these tokens. Elements of a head behind its pairs stay as they are.
     """
     first, second = rotation.pairs()
     cos, sin = rotation.cos[:, None], rotation.sin[:, None]
     x, y = keys[..., first].float(), keys[..., second].float()
     rotated = keys.clone()
-    rotated[..., first] = (x * cos - y * sin).to(keys.dtype)
-    rotated[..., second] = (y * cos + x * sin).to(keys.dtype)
+    rotated[..., first] = _rounded(x * cos - y * sin, keys.dtype)
+    rotated[..., second] = _rounded(y * cos + x * sin, keys.dtype)
     return rotated
+
+
+def largest_of(dtype: torch.dtype) -> float | None:
+    """The value at which keys of this type saturate, as vLLM's do; None if they do not."""
+    return torch.finfo(dtype).max if dtype.itemsize == 1 else None
+
+
+def _rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in another type, to the nearest, ties to even."""
+    largest = largest_of(dtype)
+    # A rotation makes larger ones; of these torch makes NaN in some 8-bit types.
+    return (values if largest is None else values.clamp(-largest, largest)).to(dtype)

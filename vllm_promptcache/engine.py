@@ -15,7 +15,7 @@ from vllm_promptcache.log import module_logger
 from vllm_promptcache.quality.first_token import NUM_TOKENS
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import CacheConfig, ModelConfig, VllmConfig
     from vllm.engine.arg_utils import EngineArgs
 
 # The smaller the blocks, the more of a module is shared by reference and the less of it is copied;
@@ -24,6 +24,8 @@ CPU_BLOCK_SIZE = 32
 
 logger = module_logger(__name__)
 
+# A checkpoint that asks for a type of its own is looked at in the worker.
+_CACHE_DTYPES = ("auto", "bfloat16", "fp8", "fp8_e4m3")
 _SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleScheduler"
 _ASYNC_SCHEDULER = "vllm_promptcache.core.scheduler.PromptModuleAsyncScheduler"
 
@@ -62,7 +64,7 @@ def check_engine(vllm_config: VllmConfig) -> None:
         UnsupportedError: With the reason.
     """
     _check_model(vllm_config.model_config)
-    _require(vllm_config.cache_config.cache_dtype in ("auto", "bfloat16"), "a quantized KV cache")
+    _check_cache(vllm_config.cache_config)
     parallel = vllm_config.parallel_config
     num_context_ranks = (
         parallel.decode_context_parallel_size * parallel.prefill_context_parallel_size
@@ -116,6 +118,16 @@ def _check_folder(path: Path) -> None:
             f"prompt modules cannot be kept in {str(path)!r}: {error.strerror}",
             "name a folder that can be written",
         ) from None
+
+
+def _check_cache(cache: CacheConfig) -> None:
+    if cache.cache_dtype not in _CACHE_DTYPES:
+        raise UnsupportedError(
+            f"prompt modules cannot be combined with --kv-cache-dtype {cache.cache_dtype}",
+            f"set it to one of {', '.join(_CACHE_DTYPES)}",
+        )
+    # They differ from the others in type.
+    _require(not cache.kv_cache_dtype_skip_layers, "--kv-cache-dtype-skip-layers")
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -43,6 +43,7 @@ def config(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("vllm_promptcache.engine._check_model", lambda model: None)
     config = MagicMock()
     config.cache_config.cache_dtype = "auto"
+    config.cache_config.kv_cache_dtype_skip_layers = []
     parallel = config.parallel_config
     parallel.decode_context_parallel_size = parallel.prefill_context_parallel_size = 1
     parallel.use_ubatching = False
@@ -95,3 +96,23 @@ def test_numba_may_be_loaded_before_vllm(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not isinstance(vars(ffi.lib), dict)
     prepare_engine_args(EngineArgs(model=".", additional_config={CONFIG_KEY: {}}))
     assert vars(ffi.lib) == {}
+
+
+@pytest.mark.parametrize("cache_dtype", ["fp8_e5m2", "fp8_per_token_head", "nvfp4"])
+def test_caches_with_scales_of_their_own_are_refused(
+    monkeypatch: pytest.MonkeyPatch, cache_dtype: str
+) -> None:
+    monkeypatch.setattr("vllm_promptcache.engine._check_model", lambda model: None)
+    config = MagicMock()
+    config.cache_config.cache_dtype = cache_dtype
+    with pytest.raises(UnsupportedError, match=f"--kv-cache-dtype {cache_dtype}\n.* bfloat16, fp8"):
+        check_engine(config)
+
+
+def test_layers_without_fp8_beside_others_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_promptcache.engine._check_model", lambda model: None)
+    config = MagicMock()
+    config.cache_config.cache_dtype = "fp8"
+    config.cache_config.kv_cache_dtype_skip_layers = ["0"]
+    with pytest.raises(UnsupportedError, match="--kv-cache-dtype-skip-layers"):
+        check_engine(config)

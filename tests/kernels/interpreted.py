@@ -23,6 +23,7 @@ from .layouts import FORMS, TAKEN, Caches, Form
 from .test_copy_slots import caches, copies
 from .test_layout import HEAD_SIZE, write_rows, write_transposed
 from .test_rotate_blocks import SOURCE, TARGET, random_rotation, slot_elements
+from .test_rotation import EIGHTH_TURN
 
 # Before vLLM is imported: its own Triton kernels are interpreted, too.
 use_runner_v2()
@@ -51,6 +52,23 @@ def test_keys_are_rotated_as_in_plain_torch(head_size, rotary_dim, num_tokens, i
     assert torch.equal(keys, before)
 
 
+@pytest.mark.parametrize(("head_size", "rotary_dim"), SIZES)
+@pytest.mark.parametrize("is_neox", [True, False])
+def test_8_bit_keys_are_rotated_as_in_plain_torch(head_size, rotary_dim, is_neox):
+    keys = torch.randn(7, 3, head_size).to(torch.float8_e4m3fn)
+    rotation = random_rotation(7, rotary_dim, is_neox)
+    expected, actual = rotate_keys(keys, rotation), rotate_keys_triton(keys, rotation)
+    # The interpreter loses the carry of a rounding, and cuts off what is smaller than 2**-6.
+    is_rounded = (expected.view(torch.uint8) & 7 != 0) & (expected.float().abs() >= 2**-6)
+    assert is_rounded.float().mean() > 0.7
+    assert torch.equal(actual.float()[is_rounded], expected.float()[is_rounded])
+
+
+def test_8_bit_keys_saturate():
+    keys = torch.full((1, 1, 2), 448.0).to(torch.float8_e4m3fn)
+    assert rotate_keys_triton(keys, EIGHTH_TURN).float().tolist() == [[[0.0, 448.0]]]
+
+
 def test_keys_may_be_a_view():
     keys, rotation = torch.randn(80, 5, 3).permute(1, 2, 0), random_rotation(5, 80)
     assert torch.equal(rotate_keys_triton(keys, rotation), rotate_keys(keys, rotation))
@@ -77,29 +95,38 @@ def test_a_module_is_relocated_as_in_plain_torch(write, dtype):
     assert all(map(torch.equal, expected, actual))
 
 
-@pytest.mark.parametrize("form", LAYOUTS, ids=str)
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    ("form", "check"),
+    # How the interpreter rounds 8-bit floats: see above.
+    [(f, name) for f in LAYOUTS for name in CHECKS if name != "rotate" or f.dtype.itemsize > 1],
+    ids=str,
+)
 def test_all_layouts_are_served(form, check):
     CHECKS[check](form, lambda caches: TritonSlotCopier(caches.layers, caches.elements()))
 
 
 @pytest.mark.parametrize("form", LAYOUTS, ids=str)
 def test_the_writer_of_a_backend_for_gpus_is_probed(form, monkeypatch):
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backend import AttentionType
     from vllm.v1.attention.backends.triton_attn import TritonAttentionImpl
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(type(current_platform), "has_device_capability", lambda *args: True)
     impl = SimpleNamespace(
         attn_type=AttentionType.DECODER,
         head_size=form.head_size,
-        kv_cache_dtype="auto",
+        fp8_dtype=torch.float8_e4m3fn,
+        kv_cache_dtype="fp8" if form.dtype == torch.float8_e4m3fn else "auto",
         _is_per_token_head_quant=False,
     )
-    layer = SimpleNamespace(_k_scale=None, _v_scale=None)
+    layer = SimpleNamespace(_k_scale=torch.tensor(0.3), _v_scale=torch.tensor(7.0))
     caches = Caches(form)
+    cache = caches.layers[0]
     found = probe_slot_elements(
         lambda *args: TritonAttentionImpl.do_kv_cache_update(impl, layer, *args),
-        caches.layers[0],
+        # vLLM registers 8-bit floats as bytes.
+        cache.view(torch.uint8) if cache.element_size() == 1 else cache,
         form.num_heads,
         form.head_size,
     )

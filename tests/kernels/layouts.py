@@ -50,6 +50,7 @@ FORMS = [
         {"block_size": 48, "dtype": torch.bfloat16},
         {"block_size": 48, "padding_bytes": 96, "dtype": torch.float16},
         {"num_heads": 1, "padding_bytes": 4},
+        {"dtype": torch.float8_e4m3fn},
     )
 ]
 # vLLM itself refuses them where other layers' blocks lie between a layer's.
@@ -113,7 +114,7 @@ def write_slots(key, value, cache, slot_mapping):
     """What backends of GPUs do, by logical indexes."""
     num_slots = cache.shape[2]
     blocks, slots = slot_mapping // num_slots, slot_mapping % num_slots
-    cache[blocks, :, slots] = torch.cat([key, value], dim=-1)
+    cache[blocks, :, slots] = torch.cat([key, value], dim=-1).to(cache.dtype)
 
 
 def _vllm_config(form):

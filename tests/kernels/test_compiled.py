@@ -50,4 +50,19 @@ def test_rotations_compile(capability, dtype, is_neox):
     from vllm_promptcache.kernels.rotate_keys import _rotate
 
     types = ROTATE | {"keys": f"*{dtype}", "num_pairs": "i32"}
-    assert compiled(_rotate, types, {"width": 32, "is_neox": is_neox}, capability)["cubin"]
+    constants = {"width": 32, "is_neox": is_neox, "largest": None}
+    assert compiled(_rotate, types, constants, capability)["cubin"]
+
+
+# Older devices have none of these conversions; vLLM's own kernels need them, too.
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("is_neox", [True, False])
+def test_rotations_of_8_bit_floats_compile(capability, is_neox):
+    from vllm_promptcache.kernels.rotate_keys import _rotate
+
+    types = ROTATE | {"keys": "*fp8e4nv", "num_pairs": "i32"}
+    constants = {"width": 32, "is_neox": is_neox, "largest": 448.0}
+    asm = compiled(_rotate, types, constants, capability)
+    assert asm["cubin"]
+    # To the nearest, where the interpreter does not always round so.
+    assert "cvt.rn.satfinite.e4m3x2.f32" in asm["ptx"]

@@ -14,7 +14,7 @@ from .test_layout import BLOCK_SIZE, HEAD_SIZE, NUM_HEADS, write_rows, write_tra
 NUM_KEY_ELEMENTS = NUM_HEADS * HEAD_SIZE
 SOURCE, TARGET = [3, 1, 6], [5, 8, 2]
 LENGTHS = [17, 23, 24]  # all need three blocks
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
 
 
 def random_rotation(num_tokens, rotary_dim=HEAD_SIZE, is_neox=True):

@@ -38,6 +38,8 @@ VARIANTS = {
 INTERLEAVED = ("default", "partial", "linear", "dynamic", "llama3", "yarn")
 CASES = [(name, True) for name in VARIANTS] + [(name, False) for name in INTERLEAVED]
 
+EIGHTH_TURN = Rotation(torch.full((1, 1), 0.5**0.5), torch.full((1, 1), 0.5**0.5), is_neox=True)
+
 
 def tokens(dtype=torch.float32, seed=0, num_positions=MAX_POSITION):
     """Keys, and old and new positions."""
@@ -118,13 +120,36 @@ def test_a_pair_is_turned_by_the_difference_of_its_angles(is_neox):
     assert torch.equal(rotated[..., 4:], keys[..., 4:])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 3.7])
+def test_8_bit_keys_are_rounded_to_the_nearest_whatever_their_scale(scale):
+    keys, old, new = tokens()
+    angles = torch.arange(MAX_POSITION)[:, None] * torch.tensor([1.0, 0.1, 0.01])
+    cache = torch.cat([angles.cos(), angles.sin()], dim=1)
+    rotation = Rotation.between(cache, old, new, is_neox=True)
+    stored = (keys / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
+    rotated = scale * rotate_keys(stored, rotation).float()
+    exact = rotate_keys(scale * stored.float(), rotation)
+    # Half of the last of 3 bits, and of the smallest number there is.
+    bound = (exact.abs() / 16).clamp(min=scale * 2**-10)
+    assert ((rotated - exact).abs() <= 1.0001 * bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz])
+def test_8_bit_keys_saturate(dtype):
+    largest = torch.finfo(dtype).max
+    rotated = rotate_keys(torch.full((1, 1, 2), largest).to(dtype), EIGHTH_TURN).float()
+    assert rotated.tolist() == [[[0.0, largest]]]
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+)
 def test_keys_that_stay_where_they_are_do_not_change(dtype):
     keys, old, _ = tokens(dtype)
     before = keys.clone()
     angles = torch.arange(MAX_POSITION)[:, None] * torch.tensor([1.0, 0.1, 0.01])
-    cache = torch.cat([angles.cos(), angles.sin()], dim=1).to(dtype)
+    cache = torch.cat([angles.cos(), angles.sin()], dim=1)
     rotated = rotate_keys(keys, Rotation.between(cache, old, old, is_neox=True))
     assert rotated.dtype == dtype
-    assert torch.equal(rotated, before)
-    assert torch.equal(keys, before)
+    assert torch.equal(rotated.float(), before.float())
+    assert torch.equal(keys.float(), before.float())

@@ -7,7 +7,12 @@ import torch
 
 from vllm_promptcache.errors import ServerError
 from vllm_promptcache.worker import fingerprint
-from vllm_promptcache.worker.fingerprint import Fingerprints, Shard, model_fingerprint
+from vllm_promptcache.worker.fingerprint import (
+    Fingerprints,
+    Shard,
+    model_fingerprint,
+    weights_of,
+)
 
 A, B = b"a" * 32, b"b" * 32
 
@@ -59,3 +64,17 @@ def test_models_and_layers_differ() -> None:
     assert len(found) == 6
     more_blocks = {"layer": torch.zeros(9, 8)}
     assert model_fingerprint([("weight", one)], more_blocks, b"layout", whole) in found
+
+
+def test_kv_of_another_type_or_scale_has_another_fingerprint() -> None:
+    def fingerprint_of(dtype: torch.dtype, k_scale: float) -> str:
+        # As vLLM keeps the scale of an attention layer.
+        layer = torch.nn.Module()
+        layer.register_buffer("_k_scale", torch.tensor(k_scale))
+        caches = {"0": torch.zeros(2, 3).to(dtype)}
+        return model_fingerprint(weights_of(layer), caches, b"", Shard(0, 1, 0, 1))
+
+    one = fingerprint_of(torch.float8_e4m3fn, 1.0)
+    assert one == fingerprint_of(torch.float8_e4m3fn, 1.0)
+    assert one != fingerprint_of(torch.float8_e4m3fnuz, 1.0)
+    assert one != fingerprint_of(torch.float8_e4m3fn, 2.0)

@@ -10,7 +10,7 @@ import torch
 from tests.kernels.layouts import FORMS, REFUSED, Caches, Form, write_slots
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.worker.attention_probe import AttentionProbe, ObservedTokens
-from vllm_promptcache.worker.kv_caches import find_slot_elements
+from vllm_promptcache.worker.kv_caches import as_floats, find_slot_elements
 
 NUM_QUERIES_EACH, SCALE = 2, 0.3
 SLOTS = np.array([90, 3, 64, 5, 99, 98, 31, 32, 100, 7, 8])
@@ -29,16 +29,20 @@ class Impl:
         return output
 
 
-def layers_of(form):
-    heads = {"num_kv_heads": form.num_heads, "head_size": form.head_size}
-    return {str(i): SimpleNamespace(impl=Impl(), **heads) for i in range(3)}
+def layers_of(form, kv_cache_dtype="auto"):
+    own = {
+        "num_kv_heads": form.num_heads,
+        "head_size": form.head_size,
+        "kv_cache_dtype": kv_cache_dtype,
+    }
+    return {str(i): SimpleNamespace(impl=Impl(), **own) for i in range(3)}
 
 
 def named(caches):
     return {str(i): layer for i, layer in enumerate(caches.layers)}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("form", [f for f in FORMS if f.dtype.itemsize > 1], ids=str)
 def test_attention_is_measured_in_all_layouts(form):
     caches, layers = Caches(form), layers_of(form)
     elements = find_slot_elements(layers, named(caches), form.block_size)
@@ -68,20 +72,34 @@ def test_blocks_in_pieces_are_refused(layout):
         find_slot_elements(layers_of(form), named(Caches(form)), form.block_size)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])
-def test_a_type_that_a_checkpoint_asked_for_is_refused(dtype):
-    form = Form("LBNHC", dtype=torch.bfloat16)
-    caches = {name: layer.to(dtype) for name, layer in named(Caches(form)).items()}
-    with pytest.raises(UnsupportedError, match="set --kv-cache-dtype bfloat16"):
-        find_slot_elements(layers_of(form), caches, form.block_size)
-
-
-def test_one_layer_of_another_type_is_enough():
-    form = Form("LBNHC")
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e4m3"])
+def test_bytes_are_8_bit_floats_in_the_same_memory(kv_cache_dtype):
+    form = Form("LBHNC", dtype=torch.float8_e4m3fn)
     caches = named(Caches(form))
-    caches["2"] = caches["2"].to(torch.uint8)
-    with pytest.raises(UnsupportedError, match=r"float32, torch\.uint8"):
-        find_slot_elements(layers_of(form), caches, form.block_size)
+    raw = {name: cache.view(torch.uint8) for name, cache in caches.items()}
+    floats = as_floats(layers_of(form, kv_cache_dtype), raw)
+    for name, cache in caches.items():
+        assert floats[name].dtype == torch.float8_e4m3fn
+        assert floats[name].data_ptr() == cache.data_ptr()
+        assert floats[name].stride() == cache.stride()
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "dtype"),
+    [
+        ("fp8_e5m2", torch.uint8),
+        ("fp8_per_token_head", torch.uint8),
+        ("int8_per_token_head", torch.int8),
+        ("nvfp4", torch.uint8),
+    ],
+)
+def test_a_type_that_a_checkpoint_asked_for_is_refused(kv_cache_dtype, dtype):
+    form = Form("LBNHC")
+    layers, caches = layers_of(form), named(Caches(form))
+    # One layer is enough.
+    layers["2"].kv_cache_dtype, caches["2"] = kv_cache_dtype, caches["2"].to(dtype)
+    with pytest.raises(UnsupportedError, match=rf"type {kv_cache_dtype}\nhint: set --kv-"):
+        as_floats(layers, caches)
 
 
 @pytest.mark.parametrize("change", [{"num_heads": 6}, {"head_size": 12}])

@@ -290,7 +290,7 @@ RUNNER_V2 = Reliance(
 LAYER = Reliance(
     ("compat/worker.py", "worker/attention_probe.py", "worker/kv_caches.py"),
     owner="attention layer",
-    attributes="head_size impl num_kv_heads",
+    attributes="head_size impl kv_cache_dtype num_kv_heads",
     classes=("vllm.model_executor.layers.attention.attention:Attention",),
 )
 BACKEND = Reliance(

@@ -21,7 +21,7 @@ from vllm_promptcache.worker.attention_probe import AttentionProbe, MeasuredAtte
 from vllm_promptcache.worker.disk_store import DiskStore
 from vllm_promptcache.worker.fingerprint import Fingerprints, Shard, model_fingerprint, weights_of
 from vllm_promptcache.worker.host_store import HostStore
-from vllm_promptcache.worker.kv_caches import find_slot_elements
+from vllm_promptcache.worker.kv_caches import as_floats, find_slot_elements
 from vllm_promptcache.worker.placement import Placement
 from vllm_promptcache.worker.rotary import Rotary
 from vllm_promptcache.worker.runner_inputs import RunnerInputs
@@ -63,17 +63,18 @@ class ModuleWorker:
 
         Args:
             vllm_config: The engine's.
-            kv_caches: KV cache of each layer.
+            kv_caches: KV cache of each layer, as vLLM registers it.
             model: The model; its weights may change later.
             inputs: Those of the model's runner.
 
         Raises:
-            UnsupportedError, ValueError: See `find_slot_elements`.
+            UnsupportedError, ValueError: See `as_floats` and `find_slot_elements`.
         """
         layers = attention_layers(vllm_config, kv_caches)
         block_size = vllm_config.cache_config.block_size
+        floats = as_floats(layers, kv_caches)
         elements = find_slot_elements(layers, kv_caches, block_size)
-        copier = make_slot_copier(list(kv_caches.values()), elements)
+        copier = make_slot_copier(list(floats.values()), elements)
         hide_llvmlite()
         config = PromptModulesConfig.of(vllm_config)
         disk = None
@@ -82,11 +83,11 @@ class ModuleWorker:
             disk = DiskStore(
                 Path(config.dir),
                 int(config.dir_size * 2**30),
-                lambda: model_fingerprint(weights_of(model), kv_caches, layout, shard),
+                lambda: model_fingerprint(weights_of(model), floats, layout, shard),
             )
         host = HostStore(copier, disk)
         rotary = Rotary.find(model, kv_caches)
-        probe = AttentionProbe.create(layers, kv_caches, elements)
+        probe = AttentionProbe.create(layers, floats, elements)
         return cls(copier, block_size, host, Placement(inputs), rotary, probe)
 
     def begin(self, step: StepMetadata) -> None:
