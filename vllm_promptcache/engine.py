@@ -72,6 +72,9 @@ def check_engine(vllm_config: VllmConfig) -> None:
     _require(num_context_ranks == 1, "context parallelism")
     # It cuts a batch by its requests, and these may be several rows of attention.
     _require(not parallel.use_ubatching, "microbatches (--enable-dbo, --ubatch-size)")
+    # Each worker has a scheduler of its own then, which hears of that one's files and probes only.
+    is_launched = parallel.distributed_executor_backend == "external_launcher"
+    _require(parallel.world_size == 1 or not is_launched, "workers of an external launcher")
     _require(vllm_config.scheduler_config.scheduler_cls is None, "a scheduler of your own")
     # It gives the experts of every token, and knows none of those that modules bring.
     _require(not vllm_config.aux_output_config.enabled, "--enable-return-routed-experts")
@@ -86,16 +89,9 @@ def check_engine(vllm_config: VllmConfig) -> None:
 
 def _check_shards(vllm_config: VllmConfig) -> None:
     """Refuses engines where nobody knows of all shards that a module's KV depends on."""
-    parallel = vllm_config.parallel_config
-    is_launched = parallel.distributed_executor_backend == "external_launcher"
-    # Each worker has a scheduler of its own then, which hears of that one's files only.
-    _require(
-        parallel.world_size == 1 or not is_launched,
-        "workers of an external launcher and --prompt-modules-dir",
-    )
     # Engines share the experts, and none knows whether another one's have changed.
     _require(
-        parallel.data_parallel_size == 1 or not vllm_config.model_config.is_moe,
+        vllm_config.parallel_config.data_parallel_size == 1 or not vllm_config.model_config.is_moe,
         "experts of several data-parallel engines and --prompt-modules-dir",
     )
 
