@@ -38,6 +38,7 @@ setup(
         "filelock",
         "lark==1.2.2",
         "msgspec",
+        "numpy",
         "pydantic>=2.12",
         "rich",
         "torch",

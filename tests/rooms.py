@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "compat": ("errors",),
     # The front end: neither torch nor vllm.
     "sequence": ("errors",),
+    "ranking": (),
     "pml": ("errors", "policies"),
     "layout": ("errors", "pml", "policies", "sequence"),
     "plan": ("errors", "layout", "pml", "policies", "sequence"),
@@ -47,6 +48,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "pml",
         "policies",
         "quality",
+        "ranking",
         "sequence",
         "tracing",
     ),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.rooms import PACKAGE, ROOMS, Module, circle, faults, modules, reach
 
-PURE = ("sequence", "pml", "layout", "plan")
+PURE = ("sequence", "ranking", "pml", "layout", "plan")
 
 
 def module(path: str, text: str) -> Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vllm_promptcache.entrypoints import affinity
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import ModuleSpan
@@ -43,11 +42,3 @@ def test_front_ends_agree_on_new_schemas_and_spread_them() -> None:
     # Their first prompts import different modules.
     assert chosen == [two.choose(spans(f"{name}/b"), [0, 0], name) for name in names]
     assert 25 < sum(chosen) < 75
-
-
-def test_memory_is_bounded(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(affinity, "MAX_NUM_MODULES", 3)
-    ranks = ModuleAffinity()
-    for number in range(10):
-        ranks.choose(spans(f"m{number}"), [0, 0])
-    assert len(ranks._ranks) == 3

@@ -2,58 +2,49 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from hashlib import sha256
+from functools import cache
 from typing import Any
 
 from vllm_promptcache.errors import PlanError
+from vllm_promptcache.ranking import Replicas
 from vllm_promptcache.sequence.codec import PLAN_KEY, unpack_plan
 from vllm_promptcache.sequence.spans import ModuleSpan
 
 # A rank with this many requests more than the least busy one is passed over for it: about what a
 # batch can take on before one more request costs more than an encode.
 BUSY_MARGIN = 8
-# Modules whose ranks are remembered; what a rank has evicted is not known here, and is encoded
-# again there.
-MAX_NUM_MODULES = 65_536
 
 
-@dataclass(slots=True)
 class ModuleAffinity:
     """Remembers to which ranks a front end has sent modules.
 
-    Attributes:
+    What a rank has evicted is not known here, and is encoded again there.
+
+    Args:
         busy_margin: Requests by which a rank may be busier than another and still be preferred.
     """
 
-    busy_margin: int = BUSY_MARGIN
-    _ranks: OrderedDict[bytes, set[int]] = field(default_factory=OrderedDict)
+    def __init__(self, busy_margin: int = BUSY_MARGIN) -> None:
+        self._ranks = Replicas(busy_margin)
 
     def choose(self, spans: Sequence[ModuleSpan], loads: Sequence[float], schema: str = "") -> int:
-        """Chooses a rank and remembers that it gets the modules.
+        """Chooses a rank, see `ranking.order`, and remembers that it gets the modules.
 
-        The one that holds most tokens of them. Among ranks that hold none, a schema goes to the
-        same rank whichever front end chooses: each has a memory of its own.
+        Among ranks that hold none, a schema goes to the same rank whichever front end chooses:
+        each has a memory of its own.
 
         Args:
             spans: The modules of a request.
             loads: Requests at each rank, `[num_ranks]`.
             schema: Name of their schema.
         """
-        least = min(loads)
-        ranks = [i for i, load in enumerate(loads) if load <= least + self.busy_margin]
-        chosen = max(ranks, key=lambda rank: (self._num_held(spans, rank), _weight(schema, rank)))
-        for span in spans:
-            self._ranks.setdefault(span.key, set()).add(chosen)
-            self._ranks.move_to_end(span.key)
-        while len(self._ranks) > MAX_NUM_MODULES:
-            self._ranks.popitem(last=False)
+        names = _names(len(loads))
+        tokens = {span.key: span.num_tokens for span in spans}
+        chosen = next(self._ranks.rank(schema, tokens, names, loads))
+        self._ranks.expect(names[chosen], tokens, time.monotonic())
         return chosen
-
-    def _num_held(self, spans: Sequence[ModuleSpan], rank: int) -> int:
-        return sum(span.num_tokens for span in spans if rank in self._ranks.get(span.key, ()))
 
     def route(self, original: Callable[..., Any], client: Any, request: Any) -> Any:
         """Wraps `DPLBAsyncMPClient.get_core_engine_for_request`."""
@@ -81,5 +72,6 @@ def _loads(client: Any) -> list[float]:
     ]
 
 
-def _weight(schema: str, rank: int) -> bytes:
-    return sha256(rank.to_bytes(4, "big") + schema.encode()).digest()
+@cache
+def _names(num_ranks: int) -> tuple[str, ...]:
+    return tuple(map(str, range(num_ranks)))
