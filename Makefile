@@ -4,7 +4,7 @@ STAMP := .venv/.stamp
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-upstream lint bench clean
+.PHONY: help setup demo test test-slow test-ray test-upstream lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,8 +19,8 @@ demo: $(STAMP)  ## Run the demo on the embedded model
 	@$(BIN)/python -m vllm_promptcache.examples.demo
 
 # Tests run without network once the embedded model is built, and report nothing to anyone.
-test test-slow bench: export HF_HUB_OFFLINE = 1
-test test-slow test-upstream bench: export DO_NOT_TRACK = 1
+test test-slow test-ray bench: export HF_HUB_OFFLINE = 1
+test test-slow test-ray test-upstream bench: export DO_NOT_TRACK = 1
 
 # Two processes: an engine of the tests computes in one thread. Each takes whole files, so that one
 # engine start serves all tests of a file.
@@ -40,6 +40,10 @@ test-slow: $(STAMP)  ## Run the tests that take long
 
 test-upstream: $(STAMP)  ## Run vLLM's tests of its scheduler on ours (downloads them once)
 	$(BIN)/python -m tests.upstream
+
+test-ray: $(STAMP)  ## Run the tests of many replicas (installs Ray)
+	$(BIN)/python -m pip install -q -e '.[ray]'
+	$(BIN)/python -m pytest -m ray tests/distributed
 
 lint: $(STAMP)  ## Check style and types
 	$(BIN)/ruff check .

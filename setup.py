@@ -63,7 +63,9 @@ setup(
     },
     entry_points={
         "console_scripts": [
+            "promptcache-batch = vllm_promptcache.distributed.batch_command:main",
             "promptcache-compat = vllm_promptcache.compat.__main__:main",
+            "promptcache-serve = vllm_promptcache.distributed.__main__:main",
             "promptcache-selftest = vllm_promptcache.selftest.__main__:main",
         ],
         "vllm.general_plugins": ["promptcache = vllm_promptcache.plugin:register"],

@@ -19,15 +19,16 @@ ENGINE_TESTS = Path(__file__).parent / "engine"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Runs engine tests last, and slow ones only where `-m` speaks of them."""
+    """Runs engine tests last, and slow ones and those of Ray only where `-m` asks."""
     items.sort(key=_is_engine_test)
     for item in filter(_is_engine_test, items):
         item.add_marker(pytest.mark.engine)
-    if "slow" not in config.option.markexpr:
-        skip = pytest.mark.skip(reason="slow: run with `make test-slow`")
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(skip)
+    for mark in ("slow", "ray"):
+        if mark not in config.option.markexpr:
+            skip = pytest.mark.skip(reason=f"{mark}: run with `make test-{mark}`")
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(skip)
 
 
 def _is_engine_test(item: pytest.Item) -> bool:

@@ -70,6 +70,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "quality.calibrate": ("errors", "models", "policies", "quality", "quality.evaluate"),
     "examples": (PACKAGE, "entrypoints", "models", "plan"),
+    "distributed": (
+        "compat",
+        "entrypoints",
+        "errors",
+        "layout",
+        "log",
+        "pml",
+        "ranking",
+    ),
     "selftest": (PACKAGE, "kernels", "layout", "models", "quality.evaluate"),
 }
 

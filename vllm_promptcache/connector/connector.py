@@ -40,9 +40,11 @@ from vllm_promptcache.compat.worker import (
 )
 from vllm_promptcache.core.reports.introspection import (
     PIN_UTILITY,
+    RESIDENTS_UTILITY,
     STATUS_UTILITY,
     STORE_UTILITY,
     prompt_module_pin,
+    prompt_module_residents,
     prompt_module_status,
     prompt_module_store,
 )
@@ -84,6 +86,7 @@ class PromptModuleConnector(KVConnectorBase_V1):
             add_utility(STATUS_UTILITY, prompt_module_status)
             add_utility(STORE_UTILITY, prompt_module_store)
             add_utility(PIN_UTILITY, prompt_module_pin)
+            add_utility(RESIDENTS_UTILITY, prompt_module_residents)
 
     # Scheduler side
 

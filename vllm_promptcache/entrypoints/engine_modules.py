@@ -11,7 +11,12 @@ from uuid import uuid4
 
 from vllm.sampling_params import SamplingParams
 
-from vllm_promptcache.core.reports.introspection import PIN_UTILITY, STATUS_UTILITY, ModuleStatus
+from vllm_promptcache.core.reports.introspection import (
+    PIN_UTILITY,
+    RESIDENTS_UTILITY,
+    STATUS_UTILITY,
+    ModuleStatus,
+)
 from vllm_promptcache.entrypoints.engine_request import planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.module_status import by_module, joined, keys_by_module
@@ -90,6 +95,12 @@ class EngineModules:
                     await self.warm(layout, None)
             except PromptCacheError as error:
                 logger.error("Schema %s is not pinned: %s", layout.name, error)
+
+    async def residents(
+        self, known: Sequence[str]
+    ) -> list[tuple[str, list[tuple[bytes, int]] | None]]:
+        """The modules in the KV cache of each engine; see `prompt_module_residents`."""
+        return [tuple(answer) for answer in await self._call(RESIDENTS_UTILITY, list(known))]
 
     async def explain(self, name: str, prompt: str, salt: str | None) -> dict[str, Any]:
         """Explains a prompt: its layout, what is resident, what would be computed.

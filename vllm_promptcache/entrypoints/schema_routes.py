@@ -22,15 +22,14 @@ from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.config import PromptModulesConfig, admin_key
 from vllm_promptcache.entrypoints.background import follow, while_connected
 from vllm_promptcache.entrypoints.engine_modules import EngineModules
+from vllm_promptcache.entrypoints.error_response import error_response
 from vllm_promptcache.entrypoints.pinning import make_pin
 from vllm_promptcache.entrypoints.schema_limits import SchemaLimits
 from vllm_promptcache.entrypoints.schema_service import Change, SchemaService
 from vllm_promptcache.entrypoints.shadow import ShadowCheck
 from vllm_promptcache.errors import (
     ClientError,
-    ConflictError,
     ForbiddenError,
-    NotFoundError,
     PromptCacheError,
     TooLargeError,
     UnauthorizedError,
@@ -41,16 +40,6 @@ from vllm_promptcache.pml import DEFAULT_LIMITS, Pin, quote
 ADMIN_HEADER = "x-prompt-schemas-admin-key"
 # JSON may write a character as six.
 MAX_BODY_BYTES = 6 * DEFAULT_LIMITS.max_document_bytes
-_STATUS = {
-    UnauthorizedError: 401,
-    ForbiddenError: 403,
-    NotFoundError: 404,
-    ConflictError: 409,
-    TooLargeError: 413,
-    ClientError: 400,
-    PromptCacheError: 500,
-}
-
 _Body = TypeVar("_Body", bound=BaseModel)
 T = TypeVar("T")
 
@@ -252,18 +241,11 @@ def _guarded(
         try:
             return await handler(request.app.state.prompt_schemas, request)
         except PromptCacheError as error:
-            return _error(error)
+            return error_response(error)
 
     handle.__name__ = handler.__name__
     handle.__doc__ = handler.__doc__
     return handle
-
-
-def _error(error: PromptCacheError) -> Response:
-    """An error in OpenAI's form."""
-    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-    body = {"message": str(error), "type": type(error).__name__, "param": None, "code": status}
-    return JSONResponse({"error": body}, status)
 
 
 async def _json(describe: Callable[[], dict[str, Any]], status: int = 200) -> Response:

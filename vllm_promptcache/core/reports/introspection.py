@@ -5,6 +5,7 @@ Reached by `call_utility(NAME, ...)`; arguments and answers are plain lists, sin
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from vllm_promptcache.store import PIN_OWNER, PinnedModule
 STATUS_UTILITY = "prompt_module_status"
 STORE_UTILITY = "prompt_module_store"
 PIN_UTILITY = "prompt_module_pin"
+RESIDENTS_UTILITY = "prompt_module_residents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,24 @@ def prompt_module_store(engine_core: Any) -> dict[str, Any]:
     num_bytes = {tier: number * scheduler.block_bytes for tier, number in num_blocks.items()}
     counters: dict[str, Any] = asdict(residency.store.stats)
     return counters | {"num_blocks": num_blocks, "num_bytes": num_bytes}
+
+
+def prompt_module_residents(
+    engine_core: Any, known: list[str]
+) -> tuple[str, list[tuple[bytes, int]] | None]:
+    """Tells which modules are in the KV cache.
+
+    Args:
+        known: Versions that the caller knows, of this engine or others.
+
+    Returns:
+        The version as it is now, and key and tokens of each module; None if the version is known.
+    """
+    store = engine_core.scheduler.residency.store
+    version = f"{os.getpid()}-{store.stats.num_commits}-{store.stats.num_evictions}"
+    if version in known:
+        return version, None
+    return version, [(module.key, module.num_tokens) for module in store.modules.values()]
 
 
 def prompt_module_pin(
