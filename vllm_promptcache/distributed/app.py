@@ -69,8 +69,25 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(AppOptions.parse_pairs(args))
 
 
-def application(options: AppOptions) -> Application:
+def module_affinity(margin: float) -> RequestRouterConfig:
+    """How a deployment of ours is routed, for other applications as well.
+
+    Its requests have a `Hint` as their first argument, and its replicas a `record_routing_stats` as
+    `Replica` has.
+    """
+    return RequestRouterConfig(
+        request_router_class=ModuleAffinityRouter,
+        request_router_kwargs={"margin": margin},
+        request_routing_stats_period_s=_STATS_PERIOD_S,
+    )
+
+
+def application(options: AppOptions, routing: RequestRouterConfig | None = None) -> Application:
     """Makes the application of some options.
+
+    Args:
+        options: All that users may say.
+        routing: Another way to route than `module_affinity`, to be compared with it.
 
     Raises:
         SystemExit: An option of vLLM's is not valid; what is wrong was printed.
@@ -87,11 +104,7 @@ def application(options: AppOptions) -> Application:
         name="replicas",
         max_ongoing_requests=options.max_ongoing_requests,
         max_queued_requests=options.max_queued_requests,
-        request_router_config=RequestRouterConfig(
-            request_router_class=ModuleAffinityRouter,
-            request_router_kwargs={"margin": options.margin},
-            request_routing_stats_period_s=_STATS_PERIOD_S,
-        ),
+        request_router_config=routing or module_affinity(options.margin),
         graceful_shutdown_timeout_s=options.drain_seconds,
         ray_actor_options={
             "num_cpus": options.replica_cpus,
