@@ -74,7 +74,7 @@ def free_port() -> int:
 
 
 def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(600):
+    for _ in range(1200):
         try:
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             return
