@@ -30,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 ON_RUNNER_V2 := $(addprefix tests/engine/,test_runner_v2.py test_repair.py test_configurations.py)
 
 # Real engines come last: simple mistakes show first.
-test: $(STAMP)  ## Run the tests, a quarter of an hour
+test: $(STAMP)  ## Run the tests, a quarter of an hour to three quarters
 	$(PYTEST) -m "not engine and not slow"
 	$(PYTEST) -m "engine and not slow"
 	TEST_MODEL_RUNNER=v2 $(PYTEST) $(ON_RUNNER_V2)
