@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("ray") else ["test_router.py", "test_serve.py"]
+collect_ignore = [] if find_spec("ray") else ["test_router.py", "test_scaling.py", "test_serve.py"]

@@ -30,7 +30,9 @@ def test_pairs_are_the_same_options() -> None:
     assert (options.replicas, options.margin) == (2, 3.0)
 
 
-@pytest.mark.parametrize("pairs", [{}, {"model": "M", "replicas": "many"}])
+@pytest.mark.parametrize(
+    "pairs", [{}, {"model": "M", "replicas": "many"}, {"model": "M", "replicas": 0}]
+)
 def test_bad_pairs_are_told(pairs: dict[str, str]) -> None:
     with pytest.raises(ClientError, match=r"no model|not valid"):
         AppOptions.parse_pairs(pairs)

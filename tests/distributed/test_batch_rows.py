@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_promptcache.distributed.batch_rows import Answer, Row, answered
+from vllm_promptcache.distributed.batch_rows import Answer, Row, answers
 
 BODY = {"model": "m", "prompt": "<prompt schema='s'><a/> x</prompt>"}
 
@@ -56,8 +56,8 @@ def test_a_bad_row_says_why(text: str, problem: str) -> None:
 
 
 def test_what_is_told_is_what_openai_tells(tmp_path: Path) -> None:
-    answers = [Answer("a", 200, b'{"x": 1}'), Answer("b", 400, b"no"), Answer("c", 0, b"bad")]
-    told = [json.loads(answer.line) for answer in answers]
+    made = [Answer("a", 200, b'{"x": 1}'), Answer("b", 400, b"no"), Answer("c", 0, b"bad")]
+    told = [json.loads(answer.line) for answer in made]
     assert told[0] == {
         "custom_id": "a",
         "response": {"status_code": 200, "body": {"x": 1}},
@@ -66,5 +66,6 @@ def test_what_is_told_is_what_openai_tells(tmp_path: Path) -> None:
     assert told[1]["response"] == {"status_code": 400, "body": "no"}
     assert told[2]["error"] == {"code": "invalid_row", "message": "bad"}
     part = tmp_path / "one.jsonl"
-    part.write_bytes(b"".join(answer.line for answer in answers) + b'{"custom_id": "d"')
-    assert list(answered(tmp_path)) == ["a", "b", "c"]
+    part.write_bytes(b"".join(answer.line for answer in made) + b'{"custom_id": "d"')
+    (tmp_path / "two.jsonl").write_bytes(Answer("a", 500, b"late").line)
+    assert [line for _, line in answers(tmp_path)] == [answer.line for answer in made]

@@ -21,7 +21,10 @@ async def copies(
     folder: Path, number: int
 ) -> AsyncIterator[tuple[SchemaRegistry, list[SchemaCopy]]]:
     registry = SchemaRegistry(tree(folder / "registry"), patience_s=5)
-    made = [SchemaCopy(f"copy-{i}", tree(folder / f"copy-{i}"), registry) for i in range(number)]
+    changes, put = registry.changes, registry.put
+    made = [
+        SchemaCopy(n, tree(folder / n), changes, put) for n in map("copy-{}".format, range(number))
+    ]
     tasks = [asyncio.create_task(registry.watch())]
     tasks += [asyncio.create_task(copy.follow()) for copy in made]
     await asyncio.sleep(0.05)
@@ -127,7 +130,8 @@ def test_a_registry_that_is_started_again_has_the_folder(tmp_path: Path) -> None
         async with copies(tmp_path, 1) as (registry, (copy,)):
             copy.tree.write("a.pml", OLD)
             assert await copy.publish()
-            copy.registry = again = SchemaRegistry(FileTree(registry.tree.root))
+            again = SchemaRegistry(FileTree(registry.tree.root))
+            copy.changes, copy.put = again.changes, again.put
             copy.tree.write("a.pml", NEW)
             assert await copy.publish()
             assert again.tree.read("a.pml") == NEW

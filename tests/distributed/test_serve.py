@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -15,13 +17,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.distributed.cluster import children, kill, names, running_app
+from tests.distributed.cluster import children, counted, kill, names, running_app
 from tests.engine.scored import Plans, ScoredEndpoints, differences
 from tests.families import LLAMA
 from tests.generators import FIXED_SCHEMAS, CaseMaker
 from tests.reference import Reference
 from tests.reference.compare import Tally
 from vllm_promptcache.distributed.batch import BatchJob
+from vllm_promptcache.distributed.batch_rows import answers
 from vllm_promptcache.errors import ClientError
 
 pytestmark = pytest.mark.ray
@@ -29,6 +32,8 @@ pytestmark = pytest.mark.ray
 NUM_PROMPTS = 100
 MAX_TOKENS = 8
 MARGIN = 4
+NUM_ROWS = 500
+NUM_JOB_SCHEMAS = 5
 # Without modules that a role or an argument puts elsewhere.
 SCHEMAS = FIXED_SCHEMAS
 DOCUMENT = "the river runs behind the house and the old road to the town " * 6
@@ -132,27 +137,49 @@ def test_a_registry_that_dies_comes_back_with_the_schemas(url: str, folder: Path
     assert complete(url, "after").status_code == 200
 
 
-def test_rows_of_a_file_are_answered_once(url: str, tmp_path: Path) -> None:
-    """A job that begins again asks what has no answer, and a bad row ends no job."""
-    written = [f"put-{n}" for n in (2, 3, 4)]
+def test_a_batch_job_that_is_killed_goes_on_where_it_was(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row is answered once, a bad one ends no job, a module is encoded once a replica."""
+    for n in range(NUM_JOB_SCHEMAS):
+        put(url, f"job-{n}").raise_for_status()
     rows: list[str] = ["no JSON"]
-    for n in range(60):
-        prompt = f"<prompt schema='{written[n % 3]}'><a/> Row {n}?</prompt>"
+    for n in range(NUM_ROWS - 1):
+        prompt = f"<prompt schema='job-{n % NUM_JOB_SCHEMAS}'><a/> Row {n}?</prompt>"
         body = {"model": "smol", "prompt": prompt, "max_tokens": 2}
         rows.append(json.dumps({"custom_id": f"r{n}", "url": "/v1/completions", "body": body}))
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(rows))
-    job = BatchJob(source, target, concurrency=8)
-    # As a job that was killed leaves it: some answers, and half a line.
-    job.parts.mkdir()
-    done = [json.dumps({"custom_id": f"r{n}", "response": {}, "error": None}) for n in range(20)]
-    (job.parts / "killed.jsonl").write_text("\n".join(done) + '\n{"custom_id": "r2')
-    counts = job.run()
-    assert counts == {"answered before": 20, "answered": 40, "refused": 1}
-    answers = [json.loads(line) for line in target.read_text().splitlines()]
-    found = Counter(answer["custom_id"] for answer in answers)
-    assert found.total() == len(found) == 61
-    assert not job.parts.exists()
+    module = "vllm_promptcache.distributed.batch_command"
+    command = [sys.executable, "-m", module, str(source), str(target), "--concurrency=8"]
+    before = counted("promptcache_tokens_encoded_total")
+
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(found := list(answers(BatchJob(source, target).parts))) < NUM_ROWS // 5:
+        assert job.poll() is None
+        time.sleep(0.1)
+    job.kill()
+    again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    # What was on its way to the killed job may still have been written down.
+    first = int(again.split()[0])
+    assert len(found) <= first < NUM_ROWS
+
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert len({line["custom_id"] for line in lines}) == len(lines) == NUM_ROWS
+    assert sum(line["error"] is not None for line in lines) == 1
+    assert not BatchJob(source, target).parts.exists()
+    after = counted("promptcache_tokens_encoded_total")
+    encoded = [after[name] - before[name] for name in after]
+    with capsys.disabled():
+        print(f"\nkilled after {first} rows; then: {again.strip()}; tokens encoded: {encoded}")
+    num_tokens = NUM_JOB_SCHEMAS * _num_cached_tokens(url, "job-0")
+    assert max(encoded) <= num_tokens
+
+
+def _num_cached_tokens(url: str, name: str) -> int:
+    usage = complete(url, name).json()["usage"]
+    tokens: int = usage["prompt_tokens_details"]["cached_tokens"]
+    return tokens
 
 
 def test_no_request_is_lost_when_a_replica_dies(

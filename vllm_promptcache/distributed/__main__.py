@@ -21,12 +21,11 @@ def main() -> None:
 
     try:
         address = serve_arguments(options.serve_options)
-        app = application(options)
-    except PromptCacheError as error:
+    except (PromptCacheError, ValueError) as error:
         sys.exit(f"error: {error}")
     # As `vllm serve` listens.
     serve.start(http_options=HTTPOptions(host=address.host or "0.0.0.0", port=address.port))
-    serve.run(app, blocking=True)
+    serve.run(application(options), blocking=True)
 
 
 if __name__ == "__main__":

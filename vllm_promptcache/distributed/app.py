@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from vllm.platforms import current_platform
 
 from vllm_promptcache.compat.api_server import serve_arguments
 from vllm_promptcache.distributed.app_options import AppOptions
 from vllm_promptcache.distributed.file_tree import FileTree
 from vllm_promptcache.distributed.ingress import Ingress
-from vllm_promptcache.distributed.registry import Changes, SchemaRegistry
+from vllm_promptcache.distributed.registry import SchemaRegistry
 from vllm_promptcache.distributed.replica import Replica
 from vllm_promptcache.distributed.router import ModuleAffinityRouter
 
@@ -32,8 +32,8 @@ _MAX_NUM_REPLICAS = 10_000
 _STATS_PERIOD_S = 0.5
 
 
-class RegistryDeployment:
-    """`SchemaRegistry` as a deployment of one replica, which Serve starts again when it dies.
+class RegistryDeployment(SchemaRegistry):
+    """A registry as a deployment of one replica, which Serve starts again when it dies.
 
     Args:
         folder: The schema folder; None for one that is not kept.
@@ -42,19 +42,9 @@ class RegistryDeployment:
     async def __init__(self, folder: str | None) -> None:  # type: ignore[misc]
         path = Path(folder or tempfile.mkdtemp(prefix="prompt-schemas-"))
         path.mkdir(parents=True, exist_ok=True)
-        self._registry = SchemaRegistry(FileTree(path))
-        await self._registry.look()
-        self._watching = asyncio.create_task(self._registry.watch())
-
-    async def changes(self, copy: str, digests: dict[str, str]) -> Changes | None:
-        """See `SchemaRegistry.changes`."""
-        return await self._registry.changes(copy, digests)
-
-    async def put(
-        self, copy: str, name: str, content: bytes | None, expected: str | None
-    ) -> int | None:
-        """See `SchemaRegistry.put`."""
-        return await self._registry.put(copy, name, content, expected)
+        super().__init__(FileTree(path))
+        await self.look()
+        self._watching = asyncio.create_task(self.watch())
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -83,7 +73,7 @@ def module_affinity(margin: float) -> RequestRouterConfig:
 
 
 def application(options: AppOptions, routing: RequestRouterConfig | None = None) -> Application:
-    """Makes the application of some options.
+    """Makes the application of some options, for the cluster that this process is connected to.
 
     Args:
         options: All that users may say.
@@ -136,7 +126,8 @@ def _scaling(options: AppOptions) -> dict[str, Any]:
 def _num_gpus(options: AppOptions, vllm_args: Namespace) -> float:
     if options.replica_gpus is not None:
         return options.replica_gpus
-    if current_platform.is_cpu():
+    # Not what this machine has: the head of a cluster often has none.
+    if not ray.cluster_resources().get("GPU"):
         return 0
     sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
     num_workers = 1

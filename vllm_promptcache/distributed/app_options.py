@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllm_promptcache.errors import ClientError
@@ -12,27 +12,75 @@ from vllm_promptcache.errors import ClientError
 MARGIN = 4.0
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _amount(text: str) -> float:
+    if not (number := float(text)) >= 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return number
+
+
+def _option(kind: Callable[[str], Any], default: Any, metavar: str, text: str) -> Any:
+    """A field that is an option of the same name; `text` is its help."""
+    shown = {"type": kind, "default": default, "metavar": metavar, "help": text}
+    return field(default=default, metadata=shown)
+
+
 @dataclass(frozen=True, slots=True)
 class AppOptions:
-    """What the app takes itself; the help texts are in `parser`.
+    """What the app takes itself, and what it leaves to vLLM.
 
     Attributes:
-        replicas: Engines.
-        max_replicas: Engines that there may be under load; 0 for no more than `replicas`.
         serve_options: What stands behind `vllm serve`, without `--prompt-schemas`.
     """
 
-    replicas: int
-    max_replicas: int
-    ingresses: int
-    prompt_schemas: str | None
-    margin: float
-    max_ongoing_requests: int
-    max_queued_requests: int
-    drain_seconds: float
-    replica_gpus: float | None
-    replica_cpus: float
     serve_options: tuple[str, ...]
+    replicas: int = _option(_count, 1, "N", "engines (default: 1)")
+    max_replicas: int = _option(
+        int, 0, "N", "engines that Ray Serve may start under load (default: as --replicas)"
+    )
+    ingresses: int = _option(
+        _count, 1, "N", "processes that take requests and choose replicas (default: 1)"
+    )
+    prompt_schemas: str | None = _option(
+        str,
+        None,
+        "DIR",
+        "schema folder on the cluster's head node; schemas that clients send are kept there. "
+        "Without it they end with the application",
+    )
+    margin: float = _option(
+        _amount,
+        MARGIN,
+        "N",
+        "a replica that holds a request's modules gets it, unless it has more than twice the "
+        f"requests of the least busy one and these besides (default: {MARGIN:g})",
+    )
+    max_ongoing_requests: int = _option(
+        _count, 256, "N", "requests in a replica at a time; others wait for it (default: 256)"
+    )
+    max_queued_requests: int = _option(
+        int,
+        -1,
+        "N",
+        "requests that wait in an ingress; more are answered 503 (default: any number)",
+    )
+    drain_seconds: float = _option(
+        _amount, 600.0, "S", "how long a replica that stops may answer what it has (default: 600)"
+    )
+    replica_gpus: float | None = _option(
+        _amount,
+        None,
+        "N",
+        "GPUs of a replica (default: one for each worker, if there are any)",
+    )
+    replica_cpus: float = _option(
+        _amount, 1.0, "N", "CPUs that Ray sets aside for a replica (default: 1)"
+    )
 
     @staticmethod
     def parse(options: Sequence[str]) -> AppOptions:
@@ -42,7 +90,7 @@ class AppOptions:
             SystemExit: An option is not valid; what is wrong was printed.
         """
         ours, others = parser().parse_known_args(list(options))
-        return AppOptions(**vars(ours), serve_options=(*others, "--enable-prompt-modules"))
+        return AppOptions((*others, "--enable-prompt-modules"), **vars(ours))
 
     @staticmethod
     def parse_pairs(pairs: Mapping[str, Any]) -> AppOptions:
@@ -73,68 +121,7 @@ def parser() -> argparse.ArgumentParser:
         "Requests go to the replica that holds their prompt modules.",
         allow_abbrev=False,
     )
-    add = made.add_argument
-    add("--replicas", type=int, default=1, metavar="N", help="engines (default: 1)")
-    add(
-        "--max-replicas",
-        type=int,
-        default=0,
-        metavar="N",
-        help="engines that Ray Serve may start under load (default: no more than --replicas)",
-    )
-    add(
-        "--ingresses",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes that take requests and choose replicas (default: 1)",
-    )
-    add(
-        "--prompt-schemas",
-        metavar="DIR",
-        help="schema folder on the cluster's head node; schemas that clients send are kept there. "
-        "Without it they end with the application",
-    )
-    add(
-        "--margin",
-        type=float,
-        default=MARGIN,
-        metavar="N",
-        help="a replica that holds a request's modules gets it, unless it has more than twice the "
-        f"requests of the least busy one and these besides (default: {MARGIN:g})",
-    )
-    add(
-        "--max-ongoing-requests",
-        type=int,
-        default=256,
-        metavar="N",
-        help="requests in a replica at a time; others wait for it (default: 256)",
-    )
-    add(
-        "--max-queued-requests",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="requests that wait in an ingress; more are answered 503 (default: any number)",
-    )
-    add(
-        "--drain-seconds",
-        type=float,
-        default=600.0,
-        metavar="S",
-        help="how long a replica that stops may answer what it has (default: 600)",
-    )
-    add(
-        "--replica-gpus",
-        type=float,
-        metavar="N",
-        help="GPUs of a replica (default: one for each worker, none on machines without)",
-    )
-    add(
-        "--replica-cpus",
-        type=float,
-        default=1.0,
-        metavar="N",
-        help="CPUs that Ray sets aside for a replica (default: 1)",
-    )
+    for each in fields(AppOptions):
+        if each.metadata:
+            made.add_argument(f"--{each.name.replace('_', '-')}", **each.metadata)
     return made

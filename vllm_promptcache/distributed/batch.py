@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray import serve
 
-from vllm_promptcache.distributed.batch_rows import Answer, Row, answered
+from vllm_promptcache.distributed.batch_rows import Answer, Row, answers
 from vllm_promptcache.errors import ClientError
 
 DEFAULT_APP = "default"
@@ -55,11 +55,11 @@ class BatchJob:
             How many rows were answered now, refused now, and answered before.
 
         Raises:
-            ClientError: A file cannot be read or written.
+            ClientError: A file cannot be read or written, or two rows have one `custom_id`.
         """
         self._check()
         self.parts.mkdir(parents=True, exist_ok=True)
-        before = set(answered(self.parts))
+        before = {name for name, _ in answers(self.parts)}
         counts = Counter({"answered before": len(before)})
         for statuses in self._asked(before).iter_batches(batch_size=None):
             counts.update("answered" if s == 200 else "refused" for s in statuses["status"])
@@ -82,7 +82,8 @@ class BatchJob:
         """The rows, sorted so that those that read the same modules follow each other."""
         is_lines = self.source.suffix == ".jsonl"
         read = ray.data.read_text if is_lines else ray.data.read_parquet
-        rows = read(str(self.source.resolve())).map(_parsed)
+        rows = read(str(self.source.resolve())).map(_parsed).materialize()
+        self._check_names(rows)
         left = rows.filter(lambda row: row["custom_id"] not in before).sort("group")
         return left.map_batches(
             _Asker,
@@ -93,13 +94,18 @@ class BatchJob:
             num_cpus=0,
         )
 
+    def _check_names(self, rows: ray.data.Dataset) -> None:
+        seen = set[str]()
+        for row in rows.select_columns(["custom_id"]).iter_rows():
+            if (name := row["custom_id"]) in seen:
+                raise ClientError(f"{self.source}: two rows have the custom_id {name!r}")
+            seen.add(name)
+
     def _finish(self) -> None:
         """Puts all answers into the target, and removes the parts."""
         lines = self.parts / "all.lines"
         with lines.open("wb") as out:
-            for part in sorted(self.parts.glob("*.jsonl")):
-                with part.open("rb") as answers:
-                    out.writelines(line for line in answers if line.endswith(b"\n"))
+            out.writelines(line for _, line in answers(self.parts))
         if self.target.suffix == ".parquet":
             _write_parquet(lines, self.target)
         else:

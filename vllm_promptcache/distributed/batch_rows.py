@@ -109,13 +109,16 @@ def _decoded(body: bytes) -> Any:
         return body.decode(errors="replace")
 
 
-def answered(parts: Path) -> Iterator[str]:
-    """The `custom_id` of each row whose answer stands in a folder of parts.
+def answers(parts: Path) -> Iterator[tuple[str, bytes]]:
+    """The answers in a folder of parts: each row's `custom_id`, once, and the line of its answer.
 
     A line that a killed process has not finished is none.
     """
+    seen = set[str]()
     for part in sorted(parts.glob("*.jsonl")):
         with part.open("rb") as lines:
-            for line in lines:
-                if line.endswith(b"\n"):
-                    yield msgspec.json.decode(line)["custom_id"]
+            for line in (line for line in lines if line.endswith(b"\n")):
+                name = msgspec.json.decode(line)["custom_id"]
+                if name not in seen:
+                    seen.add(name)
+                    yield name, line

@@ -18,7 +18,6 @@ from vllm_promptcache.compat.api_server import api_server, serve_arguments
 from vllm_promptcache.distributed.file_tree import FileTree
 from vllm_promptcache.distributed.hint import SCHEMAS_PATH, Hint
 from vllm_promptcache.distributed.http import Head, HttpRequest, respond
-from vllm_promptcache.distributed.registry import Changes
 from vllm_promptcache.distributed.residents import Residents
 from vllm_promptcache.distributed.schema_copy import SchemaCopy
 from vllm_promptcache.entrypoints.error_response import error_response
@@ -52,7 +51,8 @@ class Replica:
         self._ends = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="prompt-schemas-"))
-        self._copy = SchemaCopy(self._name, FileTree(Path(folder)), RemoteRegistry(registry))
+        tree, (changes, put) = FileTree(Path(folder)), (registry.changes, registry.put)
+        self._copy = SchemaCopy(self._name, tree, changes.remote, put.remote)
         await self._copy.pull()
         args = serve_arguments([*options, "--prompt-schemas", folder])
         self._app: FastAPI = await self._ends.enter_async_context(api_server(args))
@@ -107,24 +107,3 @@ class Replica:
 
 
 _CONFLICT = ConflictError("the schema was written elsewhere at the same time", "write it again")
-
-
-class RemoteRegistry:
-    """The registry, from another process.
-
-    Args:
-        handle: Of `RegistryDeployment`.
-    """
-
-    def __init__(self, handle: DeploymentHandle) -> None:
-        self._handle = handle
-
-    async def changes(self, copy: str, digests: dict[str, str]) -> Changes | None:
-        """See `SchemaRegistry.changes`."""
-        return await self._handle.changes.remote(copy, digests)
-
-    async def put(
-        self, copy: str, name: str, content: bytes | None, expected: str | None
-    ) -> int | None:
-        """See `SchemaRegistry.put`."""
-        return await self._handle.put.remote(copy, name, content, expected)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from vllm_promptcache.distributed.file_tree import FileTree
 from vllm_promptcache.distributed.registry import Changes
@@ -17,18 +17,6 @@ _LOST = ""
 logger = module_logger(__name__)
 
 
-class Registry(Protocol):
-    """What a copy asks of the registry, which is elsewhere."""
-
-    async def changes(self, copy: str, digests: dict[str, str]) -> Changes | None:
-        """See `SchemaRegistry.changes`."""
-
-    async def put(
-        self, copy: str, name: str, content: bytes | None, expected: str | None
-    ) -> int | None:
-        """See `SchemaRegistry.put`."""
-
-
 @dataclass(slots=True)
 class SchemaCopy:
     """Keeps a folder as the registry's is, and tells the registry what is written here.
@@ -38,12 +26,14 @@ class SchemaCopy:
     Attributes:
         name: Tells this copy from the others.
         tree: The folder.
-        registry: Has what the folder shall hold.
+        changes: `SchemaRegistry.changes`, of a registry that is elsewhere.
+        put: Its `SchemaRegistry.put`.
     """
 
     name: str
     tree: FileTree
-    registry: Registry
+    changes: Callable[[str, dict[str, str]], Awaitable[Changes | None]]
+    put: Callable[[str, str, bytes | None, str | None], Awaitable[int | None]]
     # As the registry had them when it was heard of last; what differs was written here.
     _digests: dict[str, str] = field(default_factory=dict)
     _version: int = 0
@@ -54,7 +44,7 @@ class SchemaCopy:
 
     async def pull(self) -> None:
         """Takes over what the registry has."""
-        if (changes := await self.registry.changes(self.name, self._digests)) is not None:
+        if (changes := await self.changes(self.name, self._digests)) is not None:
             async with self._looking:
                 await asyncio.to_thread(self._take, changes)
 
@@ -89,7 +79,7 @@ class SchemaCopy:
 
     async def _put(self, name: str, digest: str | None) -> bool:
         content = None if digest is None else self.tree.read(name)
-        version = await self.registry.put(self.name, name, content, self._digests.get(name))
+        version = await self.put(self.name, name, content, self._digests.get(name))
         if version is None:
             self._digests[name] = _LOST
             return False
