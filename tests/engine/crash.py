@@ -33,7 +33,12 @@ prepare_environment()
 # Imported before the fork: each engine's process would need seconds for it.
 from safetensors import safe_open  # noqa: E402
 
-from tests.engine.harness import ENGINE_ARGS, MODULES_ALONE, greedy, scheduler_of  # noqa: E402
+from tests.engine.harness import (  # noqa: E402
+    ENGINE_ARGS,
+    MODULES_ALONE,
+    greedy,
+    scheduler_of,
+)
 from tests.families import LLAMA  # noqa: E402
 from tests.generators import random_text  # noqa: E402
 from tests.reference.compare import TOLERANCE  # noqa: E402

@@ -32,7 +32,11 @@ from rich.table import Table  # noqa: E402
 from vllm.distributed.kv_transfer import get_kv_transfer_group  # noqa: E402
 
 from tests.engine.crash import SMALL_ENGINE, Answer, answer_of, is_same  # noqa: E402
-from tests.engine.harness import greedy, running_engine, scheduler_of  # noqa: E402
+from tests.engine.harness import (  # noqa: E402
+    greedy,
+    running_engine,
+    scheduler_of,
+)
 from tests.families import LLAMA, SUPPORTED  # noqa: E402
 from tests.generators import random_text  # noqa: E402
 from tests.worker.test_module_file import MISSHAPEN, blocks_in, damaged, forged  # noqa: E402

@@ -10,17 +10,9 @@ from typing import Any
 
 from vllm import RequestOutput
 
-from tests.engine.harness import (
-    as_promoted,
-    as_repaired,
-    difference,
-    greedy,
-    idle,
-    noted_requests,
-    random_priorities,
-    scheduler_of,
-    without_modules,
-)
+from tests.engine.agreement import difference, random_priorities
+from tests.engine.explanations import as_promoted, as_repaired, without_modules
+from tests.engine.harness import greedy, idle, noted_requests, scheduler_of
 from tests.generators import CaseMaker, Schema, random_text
 from tests.reference import Reference
 from tests.reference.compare import Tally

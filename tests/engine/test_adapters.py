@@ -14,7 +14,9 @@ from vllm import RequestOutput
 from vllm.lora.request import LoRARequest
 
 from tests.adapters import RANK, save_adapter, save_merged
-from tests.engine.harness import difference, greedy, running_engine, scheduler_of, without_modules
+from tests.engine.agreement import difference
+from tests.engine.explanations import without_modules
+from tests.engine.harness import greedy, running_engine, scheduler_of
 from tests.families import LLAMA
 from tests.reference import Reference
 from vllm_promptcache import LLM

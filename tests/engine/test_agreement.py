@@ -20,14 +20,18 @@ from tests.environment import prepare_environment
 
 prepare_environment()
 
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     Agreement,
-    counted_tokens,
     difference,
+)
+from tests.engine.explanations import (  # noqa: E402
+    without_modules,
+)
+from tests.engine.harness import (  # noqa: E402
+    counted_tokens,
     greedy,
     modules_only,
     running_engine,
-    without_modules,
 )
 from tests.engine.scored import rendered  # noqa: E402
 from tests.families import LLAMA  # noqa: E402

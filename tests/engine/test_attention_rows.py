@@ -8,8 +8,10 @@ from tests.environment import prepare_environment
 
 prepare_environment()
 
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     difference,
+)
+from tests.engine.harness import (  # noqa: E402
     greedy,
     running_engine,
     scheduler_of,

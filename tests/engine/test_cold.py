@@ -11,9 +11,11 @@ from tests.environment import prepare_environment
 
 prepare_environment()
 
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
-    DETAIL,
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     Agreement,
+)
+from tests.engine.harness import (  # noqa: E402
+    DETAIL,
     greedy,
     idle,
     modules_only,

@@ -21,8 +21,10 @@ from tests.environment import prepare_environment, runs_on_v2
 prepare_environment()
 
 from tests.async_scheduling import asynchronous_scheduling  # noqa: E402
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     Agreement,
+)
+from tests.engine.harness import (  # noqa: E402
     running_engine,
     scheduler_of,
 )

@@ -22,7 +22,11 @@ prepare_environment()
 
 from vllm import RequestOutput  # noqa: E402  (vLLM reads its environment when imported)
 
-from tests.engine.harness import greedy, modules_only, running_engine  # noqa: E402
+from tests.engine.harness import (  # noqa: E402
+    greedy,
+    modules_only,
+    running_engine,
+)
 from tests.generators import FIXED_SCHEMAS, CaseMaker  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from vllm.config import set_current_vllm_config
 
-from tests.engine.harness import Agreement, running_engine
+from tests.engine.agreement import Agreement
+from tests.engine.harness import running_engine
 from tests.families import REFUSED, SUPPORTED, Family
 from tests.reference import Reference
 from vllm_promptcache.errors import UnsupportedError

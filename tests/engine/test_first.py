@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.engine.agreement import difference
+from tests.engine.explanations import as_promoted, as_repaired, computing
 from tests.engine.harness import (
-    as_promoted,
-    as_repaired,
-    computing,
-    difference,
     greedy,
     idle,
     modules_only,

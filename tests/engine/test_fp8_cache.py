@@ -12,8 +12,9 @@ from statistics import fmean
 
 import pytest
 
+from tests.engine.agreement import Agreement
 from tests.engine.fp8_kernels import use_fp8_kernels
-from tests.engine.harness import Agreement, running_engine, scheduler_of
+from tests.engine.harness import running_engine, scheduler_of
 from tests.engine.test_exact import compare, exact_prompts
 from tests.families import LLAMA
 from tests.reference import Reference

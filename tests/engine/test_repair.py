@@ -18,11 +18,15 @@ prepare_environment()
 from vllm import RequestOutput  # noqa: E402
 from vllm.sampling_params import StructuredOutputsParams  # noqa: E402
 
+from tests.engine.agreement import (  # noqa: E402
+    difference,
+)
+from tests.engine.explanations import (  # noqa: E402
+    as_repaired,
+)
 from tests.engine.harness import (  # noqa: E402
     DETAIL,
-    as_repaired,
     counted_tokens,
-    difference,
     greedy,
     idle,
     modules_only,

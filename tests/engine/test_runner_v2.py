@@ -19,11 +19,15 @@ from tests.environment import prepare_environment, runs_on_v2
 
 prepare_environment()
 
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
-    MAX_TOKENS,
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     Agreement,
-    as_repaired,
     difference,
+)
+from tests.engine.explanations import (  # noqa: E402
+    as_repaired,
+)
+from tests.engine.harness import (  # noqa: E402
+    MAX_TOKENS,
     greedy,
     modules_only,
     noted_requests,

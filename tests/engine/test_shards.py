@@ -16,8 +16,10 @@ from tests.environment import prepare_environment, runs_on_v2
 
 prepare_environment()
 
-from tests.engine.harness import (  # noqa: E402  (vLLM reads its environment when imported)
+from tests.engine.agreement import (  # noqa: E402  (vLLM reads its environment when imported)
     difference,
+)
+from tests.engine.harness import (  # noqa: E402
     greedy,
     running_engine,
     scheduler_of,

@@ -10,13 +10,7 @@ from random import Random
 import pytest
 from vllm.sampling_params import BeamSearchParams
 
-from tests.engine.harness import (
-    counted_tokens,
-    greedy,
-    modules_only,
-    running_engine,
-    scheduler_of,
-)
+from tests.engine.harness import counted_tokens, greedy, modules_only, running_engine, scheduler_of
 from tests.generators import random_text
 from tests.plan.planning import engine_order
 from vllm_promptcache import LLM, SamplingParams

@@ -20,7 +20,9 @@ from tests.environment import prepare_environment
 prepare_environment()
 
 from tests.async_scheduling import asynchronous_scheduling  # noqa: E402
-from tests.engine.harness import running_engine  # noqa: E402
+from tests.engine.harness import (  # noqa: E402
+    running_engine,
+)
 from tests.engine.stress import Stress  # noqa: E402
 from tests.families import LLAMA  # noqa: E402
 from tests.reference import Reference  # noqa: E402

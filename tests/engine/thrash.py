@@ -27,7 +27,12 @@ prepare_environment()
 import vllm  # noqa: E402  (it reads its environment when imported)
 from vllm import RequestOutput  # noqa: E402
 
-from tests.engine.harness import ENGINE_ARGS, greedy, running_engine, scheduler_of  # noqa: E402
+from tests.engine.harness import (  # noqa: E402
+    ENGINE_ARGS,
+    greedy,
+    running_engine,
+    scheduler_of,
+)
 from tests.families import LLAMA  # noqa: E402
 from tests.generators import random_text  # noqa: E402
 from tests.reference.compare import TOLERANCE  # noqa: E402
