@@ -37,7 +37,8 @@ ENGINE_OPTIONS = (
 )
 # What Ray counts; cores are shared.
 _NUM_CPUS = 8
-PATIENCE_S = 300.0
+# Replicas start one after the other; two cores take a minute and more for each.
+PATIENCE_S = 900.0
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def test_a_batch_job_that_is_killed_goes_on_where_it_was(
 ) -> None:
     """Each row is answered once, a bad one ends no job, a module is encoded once a replica."""
     for n in range(NUM_JOB_SCHEMAS):
-        put(url, f"job-{n}").raise_for_status()
+        put(url, f"job-{n}", f"{n} {DOCUMENT}").raise_for_status()
     rows: list[str] = ["no JSON"]
     for n in range(NUM_ROWS - 1):
         prompt = f"<prompt schema='job-{n % NUM_JOB_SCHEMAS}'><a/> Row {n}?</prompt>"
