@@ -1,7 +1,8 @@
 """Two real replicas: requests where their modules are, beside Serve's power of two choices.
 
 The same trace is sent to both, each in a cluster of its own: schemas by Zipf's law, a few clients
-with one request at a time. A replica's KV cache holds the modules of a little more than half of the schemas.
+with one request at a time. A replica's KV cache holds the modules of a little more than half of the
+schemas.
 
     python -m benchmarks.replicas [--model M] [--schemas 20] [--requests 400] [--clients 4]
 """
