@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vllm_promptcache.distributed.batch_rows import Answer, Row, answers
+from vllm_promptcache.distributed.batch_rows import Answer, Row, answers, first_twice
 
 BODY = {"model": "m", "prompt": "<prompt schema='s'><a/> x</prompt>"}
 
@@ -69,3 +69,8 @@ def test_what_is_told_is_what_openai_tells(tmp_path: Path) -> None:
     part.write_bytes(b"".join(answer.line for answer in made) + b'{"custom_id": "d"')
     (tmp_path / "two.jsonl").write_bytes(Answer("a", 500, b"late").line)
     assert [line for _, line in answers(tmp_path)] == [answer.line for answer in made]
+
+
+def test_a_name_that_is_there_twice_is_found() -> None:
+    assert first_twice(["a", "b", "c"]) is None
+    assert first_twice(["a", "b", "a", "b"]) == "a"

@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from ray import serve
 
-from vllm_promptcache.distributed.batch_rows import Answer, Row, answers
+from vllm_promptcache.distributed.batch_rows import Answer, Row, answers, first_twice
 from vllm_promptcache.errors import ClientError
 
 DEFAULT_APP = "default"
@@ -95,11 +95,11 @@ class BatchJob:
         )
 
     def _check_names(self, rows: ray.data.Dataset) -> None:
-        seen = set[str]()
-        for row in rows.select_columns(["custom_id"]).iter_rows():
-            if (name := row["custom_id"]) in seen:
-                raise ClientError(f"{self.source}: two rows have the custom_id {name!r}")
-            seen.add(name)
+        """Rows that are told to be bad may be alike: telling one of them is enough."""
+        named = rows.select_columns(["custom_id", "problem"]).iter_rows()
+        if name := first_twice(row["custom_id"] for row in named if not row["problem"]):
+            hint = "give each row its own; rows without one are named by what is in them"
+            raise ClientError(f"{self.source}: two rows have the custom_id {name!r}", hint)
 
     def _finish(self) -> None:
         """Puts all answers into the target, and removes the parts."""

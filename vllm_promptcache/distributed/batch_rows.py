@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -107,6 +107,16 @@ def _decoded(body: bytes) -> Any:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeError):
         return body.decode(errors="replace")
+
+
+def first_twice(names: Iterable[str]) -> str | None:
+    """The first name that was there before; None if each is there once."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def answers(parts: Path) -> Iterator[tuple[str, bytes]]:

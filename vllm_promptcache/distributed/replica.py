@@ -51,8 +51,8 @@ class Replica:
         self._ends = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         folder = self._ends.enter_context(tempfile.TemporaryDirectory(prefix="prompt-schemas-"))
-        tree, (changes, put) = FileTree(Path(folder)), (registry.changes, registry.put)
-        self._copy = SchemaCopy(self._name, tree, changes.remote, put.remote)
+        tree = FileTree(Path(folder))
+        self._copy = SchemaCopy(self._name, tree, registry.changes.remote, registry.put.remote)
         await self._copy.pull()
         args = serve_arguments([*options, "--prompt-schemas", folder])
         self._app: FastAPI = await self._ends.enter_async_context(api_server(args))
