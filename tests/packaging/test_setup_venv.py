@@ -35,10 +35,10 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(tree: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(tree: Path, *extras: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs set-up in `tree`."""
     env = os.environ | {"PYTHON": str(tree / "python"), "VLLM_BUILD": "cpu"} | variables
-    command = [tree / "packaging" / SCRIPT.name]
+    command = [tree / "packaging" / SCRIPT.name, *extras]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
@@ -54,6 +54,12 @@ def test_each_step_prints_a_line_and_the_log_has_the_rest(tree: Path, build: str
     log = (tree / ".venv" / "setup.log").read_text()
     assert "package-1 of: -m pip" in log
     assert "--editable" in log
+
+
+@pytest.mark.parametrize("build", ["cpu", "cuda"])
+def test_extras_are_installed_with_the_rest(tree: Path, build: str) -> None:
+    assert run(tree, "ray", "evaluate", VLLM_BUILD=build).returncode == 0
+    assert "demo,dev,ray,evaluate]" in (tree / ".venv" / "setup.log").read_text()
 
 
 def test_a_failure_shows_the_end_of_the_log_and_names_it(tree: Path) -> None:
