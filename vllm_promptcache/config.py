@@ -127,6 +127,10 @@ class PromptModulesConfig:
     field `prompt_modules` of requests (`any`); or in that field only (`field`), so that PML which
     end users type is text like any other."""
 
+    marks: bool = True
+    """Take parts of chat messages that are marked, as with `cache_control`, for modules: each is
+    known by its text, and read wherever a prompt has it."""
+
     verify: bool = False
     """Fingerprint each module's KV when it is encoded and compare it whenever a request maps it.
     For debugging: it reads all the KV that requests reuse."""

@@ -10,6 +10,9 @@ from xml.etree.ElementTree import Element
 from tests.generators.schemas import Schema, append_text, choices_in, params_of, random_repair
 from tests.generators.words import WORDS, random_text
 
+# Texts of modules that are in no schema.
+NUM_INLINE = 12
+
 
 def random_prompt(rng: Random, schema: Schema) -> str:
     """Returns a prompt in PML that imports a random part of `schema`.
@@ -26,6 +29,7 @@ def random_prompt(rng: Random, schema: Schema) -> str:
     ambiguous = {name for name, count in names.items() if count > 1}
     for element in _imports(rng, schema.root):
         _maybe_text(rng, prompt, likelihood=0.15)
+        _maybe_inline(rng, prompt, likelihood=0.1)
         prompt.append(_maybe_unspelled(rng, element, ambiguous))
     _append_ending(rng, prompt, roles=schema.has_roles)
     return ElementTree.tostring(prompt, encoding="unicode")
@@ -70,11 +74,23 @@ def _maybe_text(rng: Random, parent: Element, likelihood: float) -> None:
         append_text(parent, f" {random_text(rng, rng.randint(1, 5))} ")
 
 
+def _maybe_inline(rng: Random, parent: Element, likelihood: float) -> None:
+    """Adds a module that is in no schema; other prompts may have the same one."""
+    if rng.random() < likelihood:
+        number = rng.randrange(NUM_INLINE)
+        module = ElementTree.SubElement(parent, "module")
+        module.text = random_text(Random(number), 3 * number + 1)
+        if rng.random() < 0.2:
+            module.set("name", f"inline{number}")
+
+
 def _append_ending(rng: Random, prompt: Element, *, roles: bool) -> None:
     """Appends new text, a chat message, or (where something is imported) nothing."""
     kind = rng.choice(("text", "text", "role" if roles else "text", "nothing"))
     if kind == "role":
         for role in rng.choice((("user",), ("user", "assistant", "user"))):
-            ElementTree.SubElement(prompt, role).text = random_text(rng, rng.randint(1, 15))
+            message = ElementTree.SubElement(prompt, role)
+            _maybe_inline(rng, message, likelihood=0.1)
+            append_text(message, random_text(rng, rng.randint(1, 15)))
     elif kind == "text" or len(prompt) == 0:
         append_text(prompt, f" {random_text(rng, rng.randint(1, 30))}")

@@ -51,7 +51,7 @@ def test_as_many_imports_as_may_be() -> None:
     prompts = Prompts(MODULES, budgets=Budgets(max_imports=3))
     prompts.plan(imports(3))
     error = prompts.refused(imports(4))
-    assert error.message == "more than 3 imports"
+    assert error.message == "more than 3 imports and modules"
     column(error, "<m3")
 
 

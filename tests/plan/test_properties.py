@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +17,10 @@ from tests.plan.planning import PAPER, engine_order
 from vllm_promptcache.layout import LayoutTokenizer, ModuleLayout, SchemaLayout, compile_schema
 from vllm_promptcache.layout.placement import CompactPlacement
 from vllm_promptcache.plan import Explanation, PromptPlan
+from vllm_promptcache.plan.compiled import SchemaCompiler
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.prompt_plan import baseline
+from vllm_promptcache.plan.schemas import Schemas
 from vllm_promptcache.plan.warm import warm_plans
 from vllm_promptcache.pml import parse_prompt, parse_schema
 from vllm_promptcache.policies import NO_REPAIR, Repair
@@ -27,6 +30,13 @@ from vllm_promptcache.sequence.prompt import ModulePrompt
 
 MAX_MODEL_LEN = 2048
 TOKENIZER = LayoutTokenizer(WordTokenizer(CHATML, bos="<s>", adds_bos=True))
+SCHEMAS = Schemas(SchemaCompiler(TOKENIZER, MAX_MODEL_LEN, PAPER.policy))
+plan_it = partial(
+    plan_prompt,
+    lay_out_inline=partial(SCHEMAS.inline.get, tenant=b""),
+    max_model_len=MAX_MODEL_LEN,
+    promotes=False,
+)
 
 many = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 seeds = st.integers(0, 2**32)
@@ -51,15 +61,7 @@ def planned(seed: int, block_size: int) -> tuple[SchemaLayout, PromptPlan]:
     schema = random_schema(rng, "s")
     layout = compiled(schema)
     prompt = parse_prompt(random_prompt(rng, schema))
-    plan = plan_prompt(
-        prompt,
-        layout,
-        TOKENIZER,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=block_size,
-        promotes=False,
-    )
-    return layout, plan
+    return layout, plan_it(prompt, layout, TOKENIZER, block_size=block_size)
 
 
 def placed(plan: PromptPlan) -> list[tuple[int, int]]:
@@ -143,14 +145,7 @@ def test_policies_change_no_token(seed: int, block_size: int) -> None:
     outcomes = set()
     for is_exact, repair in ((True, None), (False, NO_REPAIR), (False, Repair("head", 5))):
         one = replace(prompt, is_exact=is_exact, repair=repair)
-        plan = plan_prompt(
-            one,
-            layout,
-            TOKENIZER,
-            max_model_len=MAX_MODEL_LEN,
-            block_size=block_size,
-            promotes=False,
-        )
+        plan = plan_it(one, layout, TOKENIZER, block_size=block_size)
         outcomes.add(tuple(sorted(placed(plan))))
     assert len(outcomes) == 1
 

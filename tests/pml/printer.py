@@ -5,6 +5,7 @@ from typing import Literal
 
 from vllm_promptcache.pml import (
     Import,
+    Inline,
     Module,
     Param,
     Pin,
@@ -62,6 +63,9 @@ def _node(node: SchemaNode | PromptNode) -> str:
             return _element("union", {"default": node.default}, map(_node, node.members))
         case Role():
             return _element(node.role, {}, map(_node, node.children))
+        case Inline():
+            attributes = {"name": node.name, "encode": node.encode, "repair": _repair(node.repair)}
+            return _element("module", attributes, [_escape(node.text)])
         case Import():
             arguments = {argument.name: argument.value for argument in node.arguments}
             return _element(node.name, dict(arguments), map(_node, node.children))

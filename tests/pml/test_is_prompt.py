@@ -19,6 +19,9 @@ from vllm_promptcache.pml import is_prompt
         '<prompt note="a > b" schema="s">',
         '<prompt note=\'"\' schema="s">',
         '<prompt schemas="a" schema="b">',
+        "<prompt><module>x</module></prompt>",
+        '<prompt encode="exact"><user><module name="a">x</module></user> y </prompt >\n',
+        "<prompt ><module>never closed</prompt>",
     ],
 )
 def test_prompt(text: str) -> None:
@@ -64,6 +67,8 @@ def test_a_malformed_prompt(text: str) -> None:
         '<prompt\u00a0schema="s">',
         '<prompt note="never closed>',
         '<prompt, schema="s">',
+        "<prompt>Which <modules> are there?</prompt>",
+        "<prompt><module>x</module></prompt> Explain this.",
     ],
 )
 def test_a_tag_of_the_users_own(text: str) -> None:
@@ -107,6 +112,8 @@ def test_no_prompt(text: str) -> None:
         ("<prompt ", "'\""),
         ("<prompt '", " schema"),
         ('<prompt "', " <"),
+        ("<prompt><module>", "</prompt> "),
+        ("<prompt>", "<module></prompt "),
     ],
 )
 def test_time_is_linear(start: str, repeated: str) -> None:

@@ -15,7 +15,7 @@ PROMPTS = {
     "no-schema": (
         "▲<prompt>hello</prompt>",
         "`<prompt>` has no `schema`",
-        'write `<prompt schema="...">`',
+        'write `<prompt schema="...">`, or put text that prompts share into `<module>`',
     ),
     "bad-schema": ('<prompt schema="▲a b">hello</prompt>', "`a b` is not a name", NAME),
     "unknown-attribute": (
@@ -53,8 +53,28 @@ PROMPTS = {
     ),
     "module": (
         '<prompt schema="s">▲<module name="miami"/></prompt>',
-        "`<module>` may not stand in a prompt",
-        "import it as `<miami/>`",
+        "a module without text",
+        "write its text into it; a module of the schema is imported as `<miami/>`",
+    ),
+    "nameless-module": (
+        "<prompt>▲<module/></prompt>",
+        "a module without text",
+        "write its text into it",
+    ),
+    "module-with-elements": (
+        "<prompt><module>a ▲<b/></module></prompt>",
+        "`<b>` inside a module of a prompt",
+        "it may hold text only",
+    ),
+    "module-attribute": (
+        '<prompt><module ▲pin="true">a</module></prompt>',
+        "`<module>` has no attribute `pin`",
+        "it takes `name`, `encode`, `repair`",
+    ),
+    "exact-module": (
+        '<prompt><module encode="▲exact">a</module></prompt>',
+        "`exact` is no value of `encode`",
+        "write `isolated` or `anchored` or `primed`",
     ),
     "union": (
         '<prompt schema="s">▲<union/></prompt>',

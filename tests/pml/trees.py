@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from vllm_promptcache.pml import (
     Argument,
     Import,
+    Inline,
     Location,
     Module,
     Param,
@@ -16,6 +17,7 @@ from vllm_promptcache.pml import (
     Prompt,
     PromptNode,
     Role,
+    RoleName,
     Scaffold,
     Schema,
     SchemaNode,
@@ -60,7 +62,8 @@ def schemas(draw: st.DrawFn) -> Schema:
 
 @st.composite
 def prompts(draw: st.DrawFn) -> Prompt:
-    children = (draw(TEXTS), *_prompt_nodes(draw, 3, in_role=False, kinds=("import", "role")))
+    kinds = ("import", "role", "inline")
+    children = (draw(TEXTS), *_prompt_nodes(draw, 3, role=None, kinds=kinds))
     options = (draw(st.booleans()), draw(REPAIRS), draw(KLS))
     return Prompt(draw(NAMES), *options, children, SOURCE, PLACE)
 
@@ -100,11 +103,12 @@ def _schema_nodes(
 
 
 def _prompt_nodes(
-    draw: st.DrawFn, depth: int, in_role: bool, kinds: tuple[str, ...]
+    draw: st.DrawFn, depth: int, role: RoleName | None, kinds: tuple[str, ...]
 ) -> tuple[PromptNode, ...]:
     def node(kind: str) -> PromptNode:
-        inner_role = in_role or kind == "role"
-        allowed = ("text", *(("import",) if depth else ()), *(() if inner_role else ("role",)))
+        inner_role = role or (draw(ROLES) if kind == "role" else None)
+        nested = (*(("import",) if depth else ()), *(() if inner_role else ("role",)))
+        allowed = ("text", "inline", *nested)
         match kind:
             case "text":
                 return draw(TEXTS)
@@ -113,7 +117,12 @@ def _prompt_nodes(
                 arguments = tuple(Argument(name, value, PLACE) for name, value in given.items())
                 children = _prompt_nodes(draw, depth - 1, inner_role, allowed)
                 return Import(draw(NAMES), arguments, children, PLACE)
+            case "inline":
+                name, text = draw(st.none() | NAMES), draw(TEXTS).text
+                return Inline(text, role, name, draw(POLICIES), draw(REPAIRS), PLACE)
             case _:
-                return Role(draw(ROLES), _prompt_nodes(draw, depth - 1, True, allowed), PLACE)
+                assert inner_role is not None, "a role is inside itself"
+                children = _prompt_nodes(draw, depth - 1, inner_role, allowed)
+                return Role(inner_role, children, PLACE)
 
     return tuple(map(node, _kinds(draw, kinds)))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from vllm_promptcache.entrypoints.request_options import PromptModules
 from vllm_promptcache.errors import PlanError, UnsupportedError
-from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.pml import PromptKind, prompt_kind
 from vllm_promptcache.pml.ast import RoleName
 
 Render: TypeAlias = Callable[[Sequence[Any], Any], tuple[Any, Any]]
@@ -64,14 +64,14 @@ class PMLChat:
         cls,
         messages: Sequence[Any],
         form: PromptModules | None = None,
-        is_pml: Callable[[str], bool] = is_prompt,
+        kind_of: Callable[[str], PromptKind | None] = prompt_kind,
     ) -> PMLChat | None:
         """Returns a conversation in OpenAI's form if it uses PML or `prompt_modules`.
 
         Args:
             messages: The conversation.
             form: The prompt without markup that its request brings.
-            is_pml: Whether a text is taken for PML.
+            kind_of: What kind of PML a text is taken for. What names no schema is for `marks`.
 
         Raises:
             PlanError: PML stands where it cannot.
@@ -81,7 +81,7 @@ class PMLChat:
             for index, message in enumerate(messages)
             if _role(message) in ("user", *_SYSTEM_ROLES)
             for part, text in enumerate(_texts(message) or ())
-            if text is not None and is_pml(text)
+            if text is not None and kind_of(text) == "schema"
         ]
         first = next((i for i, m in enumerate(messages) if _role(m) not in _SYSTEM_ROLES), -1)
         if form is not None:

@@ -24,13 +24,16 @@ from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.plan.compiled import SchemaCompiler
 from vllm_promptcache.plan.prompt_plan import baseline
 from vllm_promptcache.plan.schemas import Schemas
+from vllm_promptcache.plan.written import WrittenText
 from vllm_promptcache.pml import (
     PROMPT_LIMITS,
     Prompt,
+    PromptKind,
     is_prompt,
     load_grammar,
     parse_prompt,
     parse_schema,
+    prompt_kind,
 )
 from vllm_promptcache.quality.gate import PolicyGate
 from vllm_promptcache.quality.load_profile import load_profile
@@ -53,12 +56,14 @@ class FrontEnd:
         vllm_config: The engine's configuration.
         folder: The schema folder, if there is one.
         reads_pml: Whether texts may be PML; see `PromptModulesConfig.prompts_from`.
+        reads_marks: Whether marked parts of messages are modules.
     """
 
     planner: Planner
     vllm_config: VllmConfig
     folder: SchemaFolder | None = None
     reads_pml: bool = True
+    reads_marks: bool = True
 
     @classmethod
     def create(cls, vllm_config: VllmConfig, tokenizer: Any) -> FrontEnd:
@@ -88,7 +93,8 @@ class FrontEnd:
         if config.schemas is not None:
             folder = SchemaFolder(Path(config.schemas), planner.schemas)
             folder.load()
-        front_end = cls(planner, vllm_config, folder, reads_pml=config.prompts_from == "any")
+        reads_pml = config.prompts_from == "any"
+        front_end = cls(planner, vllm_config, folder, reads_pml, config.marks)
         schema_series.follow(front_end.names)
         front_end._announce()
         return front_end
@@ -109,6 +115,10 @@ class FrontEnd:
     def is_pml(self, text: str) -> bool:
         """Whether the text of a prompt or message is taken for PML. Takes microseconds."""
         return self.reads_pml and is_prompt(text)
+
+    def kind_of(self, text: str) -> PromptKind | None:
+        """What kind of PML the text of a message is taken for. Takes microseconds."""
+        return prompt_kind(text) if self.reads_pml else None
 
     def add_schema(self, source: str | Path) -> SchemaInfo:
         """Compiles a schema; one of the same name is replaced.
@@ -185,6 +195,17 @@ class FrontEnd:
             raise
         return plan
 
+    def plan_written(self, written: WrittenText, *, salt: str | None) -> PromptPlan:
+        """Plans a text that a chat template has written, see `Planner.plan_written`.
+
+        Raises:
+            PMLError: It does not fit the model, or is over a budget.
+            PlanError: The engine's KV cache can never hold it with its modules.
+        """
+        plan = self.planner.plan_written(written, salt=salt)
+        self._check_room(plan)
+        return plan
+
     def text_of(self, plan: PromptPlan) -> str:
         """The text of a prompt as the model reads it, with the texts of its modules."""
         return self.planner.schemas.compiler.tokenizer.text_of(plan.prompt_token_ids)
@@ -235,7 +256,8 @@ def _catch_up(folder: SchemaFolder, prompt: str | Prompt) -> Prompt:
     """Compiles what the folder has of the prompt's schema now."""
     if isinstance(prompt, str):
         prompt = parse_prompt(prompt, limits=PROMPT_LIMITS)
-    folder.sync(prompt.schema)
+    if prompt.schema is not None:
+        folder.sync(prompt.schema)
     return prompt
 
 

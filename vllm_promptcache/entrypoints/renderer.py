@@ -25,6 +25,9 @@ from vllm_promptcache.entrypoints.engine_request import (
     process_inputs,
 )
 from vllm_promptcache.entrypoints.front_end import FrontEnd
+from vllm_promptcache.entrypoints.marked_chat import MarkedChat
+from vllm_promptcache.entrypoints.marks import MarkReader
+from vllm_promptcache.entrypoints.plan_errors import count_unread_marks
 from vllm_promptcache.entrypoints.planning_pool import PlanningPool
 from vllm_promptcache.entrypoints.request_options import (
     PromptModules,
@@ -32,7 +35,7 @@ from vllm_promptcache.entrypoints.request_options import (
     current_options,
     preprocess,
 )
-from vllm_promptcache.errors import PlanError
+from vllm_promptcache.errors import PlanError, PromptCacheError
 
 
 class PromptModuleRenderer(BaseRenderer):
@@ -45,19 +48,49 @@ class PromptModuleRenderer(BaseRenderer):
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         options = current_options()
-        chat = PMLChat.find(messages, options.form, self.front_end.is_pml)
-        if chat is None:
+        chat = PMLChat.find(messages, options.form, self.front_end.kind_of)
+        if chat is not None:
+            rendered = super().render_messages(chat.messages, params)
+            return self._plan_chat(chat, params, options, *rendered)
+        reader = self._mark_reader(options)
+        if not reader.has_modules(messages):
             return super().render_messages(messages, params)
-        rendered = super().render_messages(chat.messages, params)
-        return self._plan_chat(chat, params, options, *rendered)
+        marked = MarkedChat.of(messages, reader)
+        rendered = super().render_messages(marked.messages, params)
+        return self._plan_marked(marked, params, options, *rendered)
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
         options = current_options()
-        chat = PMLChat.find(messages, options.form, self.front_end.is_pml)
-        if chat is None:
+        chat = PMLChat.find(messages, options.form, self.front_end.kind_of)
+        if chat is not None:
+            rendered = await super().render_messages_async(chat.messages, params)
+            return await self.planning.run(self._plan_chat, chat, params, options, *rendered)
+        reader = self._mark_reader(options)
+        if not reader.has_modules(messages):
             return await super().render_messages_async(messages, params)
-        rendered = await super().render_messages_async(chat.messages, params)
-        return await self.planning.run(self._plan_chat, chat, params, options, *rendered)
+        marked = await self.planning.run(MarkedChat.of, messages, reader)
+        rendered = await super().render_messages_async(marked.messages, params)
+        return await self.planning.run(self._plan_marked, marked, params, options, *rendered)
+
+    def _mark_reader(self, options: RequestOptions) -> MarkReader:
+        reads_marks = self.front_end.reads_marks and options.has_marks
+        return MarkReader(self.front_end.kind_of, reads_marks)
+
+    def _plan_marked(
+        self, marked: MarkedChat, params: Any, options: RequestOptions, chat: Any, prompt: Any
+    ) -> Any:
+        """A conversation with modules in it; as plain vLLM has it where these cannot be read."""
+        since_ns, text = time.time_ns(), prompt.get("prompt")
+        if not options.has_marks or not isinstance(text, str) or "multi_modal_data" in prompt:
+            return chat, prompt
+        try:
+            _, probed = super().render_messages(marked.probed, params)
+            written = marked.written(text, probed["prompt"])
+            plan = self.front_end.plan_written(written, salt=options.cache_salt)
+        except PromptCacheError as error:
+            count_unread_marks(error)
+            return chat, prompt
+        return chat, planned_prompt(text, plan, since_ns, has_detail=options.has_detail)
 
     def _plan_chat(
         self, chat: PMLChat, params: Any, options: RequestOptions, conversation: Any, prompt: Any

@@ -48,6 +48,9 @@ from vllm_promptcache.policies import Repair, check_repair
 
 REQUEST_FIELD = "prompt_modules"
 
+# What a request may ask for that goes without modules only.
+_WITHOUT_MODULES = ("use_beam_search", "prompt_logprobs", "truncate_prompt_tokens")
+
 # Half a character, which JSON can say but no tokenizer can read.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NAME = r"[A-Za-z_][A-Za-z0-9_.\-]*"
@@ -71,6 +74,7 @@ class PromptModules(BaseModel):
             nats; the prompt is `exact` otherwise.
         text: New text behind the modules, before that of the request's own prompt.
         detail: Whether the response tells what was reused.
+        marks: Whether marked parts of messages are modules.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -83,6 +87,7 @@ class PromptModules(BaseModel):
     max_kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     text: str = ""
     detail: bool = False
+    marks: bool = True
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
@@ -171,6 +176,8 @@ class RequestOptions:
         is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
         has_echo: Whether the answer of a completion begins with the prompt.
         has_beams: Whether it asks for beam search, which takes tokens and leaves plans behind.
+        has_marks: Whether marked parts of messages may be modules: it does not forbid it, and asks
+            for nothing that goes without modules only.
         form: The prompt without markup, if the request brings one.
         has_detail: Whether the response tells what was reused.
     """
@@ -180,6 +187,7 @@ class RequestOptions:
     is_tokenized: bool = False
     has_echo: bool = False
     has_beams: bool = False
+    has_marks: bool = True
     form: PromptModules | None = field(init=False)
     has_detail: bool = field(init=False)
 
@@ -211,12 +219,17 @@ class RequestOptions:
             FieldError: The field `prompt_modules` is malformed.
         """
         field = (getattr(request, "model_extra", None) or {}).get(REQUEST_FIELD)
+        modules = None if field is None else _parse(field)
+        is_tokenized = isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest)
+        asked = (getattr(request, name, None) for name in _WITHOUT_MODULES)
+        is_plain = is_tokenized or any(value not in (None, False) for value in asked)
         return cls(
             getattr(request, "cache_salt", None),
-            None if field is None else _parse(field),
-            is_tokenized=isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest),
+            modules,
+            is_tokenized=is_tokenized,
             has_echo=bool(getattr(request, "echo", False)),
             has_beams=bool(getattr(request, "use_beam_search", False)),
+            has_marks=not is_plain and (modules is None or modules.marks),
         )
 
 

@@ -97,7 +97,7 @@ def _place(
     max_model_len: int | None,
 ) -> SchemaPlacer:
     first_role = next(roles_in(schema.children), None)
-    start_ids = tokenizer.start_ids if first_role is None else tokenizer.chat_start_ids
+    start_ids = tokenizer.own_start_ids if first_role is None else tokenizer.chat_start_ids
     needs_preamble = first_role is not None and first_role.role != "system"
     preamble = tokenizer.roles.preamble if needs_preamble else ""
     writes_bos = first_role is not None and tokenizer.roles.starts_with_bos

@@ -11,6 +11,7 @@ from vllm_promptcache.layout.piecewise import PlacedText
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import (
     Import,
+    Inline,
     Module,
     Param,
     Place,
@@ -39,6 +40,7 @@ class Piece:
         text: The text; a wrapper's may be empty.
         location: The text node, or the role's element.
         edge: Whether it begins or ends a role.
+        inline: The module that it is the text of; None for text that is in none.
         before: What stands before it, as in `PlacedText`.
     """
 
@@ -46,6 +48,7 @@ class Piece:
     location: Place
     edge: RoleEdge | None = None
     before: str | None = None
+    inline: Inline | None = None
 
     @property
     def placed(self) -> PlacedText:
@@ -105,6 +108,8 @@ def _items(
         match child:
             case Text():
                 yield Piece(child.text, child.location)
+            case Inline():
+                yield Piece(child.text, child.location, inline=child)
             case Role():
                 yield from _wrapped(child, tokenizer)
             case _:

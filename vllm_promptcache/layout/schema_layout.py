@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vllm_promptcache.layout.derived import Derived, DerivedCache
 from vllm_promptcache.layout.module_layout import ROOT, ModuleLayout, ancestors
@@ -12,6 +12,9 @@ from vllm_promptcache.policies import Policy
 
 MAX_NUM_SIBLINGS = 64
 """Keys that a schema names to the engine; see `SchemaLayout.siblings`."""
+
+INLINE_INDEX = 2**40
+"""Indexes of modules that are in no schema go on from here, see `layout.inline`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class SchemaLayout:
         private: Whether its modules are shared with nobody who has another salt.
         placement: How it gives positions to its modules, and a prompt to what it imports.
         is_exact: Whether all its prompts are to equal a plain prefill.
+        inline: Modules of a prompt that are in no schema, and what these are encoded behind, by
+            index.
         scaffolds: Indexes of the modules of each scaffold and of the root, the largest first.
         siblings: Keys of its first `MAX_NUM_SIBLINGS` modules, one behind the other. They travel
             with each request, for the engine to know what else may be asked for.
@@ -66,6 +71,7 @@ class SchemaLayout:
     is_exact: bool
     scaffolds: tuple[frozenset[int], ...]
     siblings: bytes = field(init=False, repr=False)
+    inline: Mapping[int, ModuleLayout] = field(default_factory=dict)
     fallback: str | None = None
     derived: Derived = field(
         default_factory=lambda: DerivedCache().open(), repr=False, compare=False
@@ -74,6 +80,10 @@ class SchemaLayout:
     def __post_init__(self) -> None:
         keys = [module.key for module in self.modules if module.is_reusable]
         object.__setattr__(self, "siblings", b"".join(keys[:MAX_NUM_SIBLINGS]))
+
+    def with_inline(self, modules: Iterable[ModuleLayout]) -> SchemaLayout:
+        """The same schema for a prompt with modules of its own, see `layout.inline`."""
+        return replace(self, inline={module.index: module for module in modules})
 
     @property
     def root(self) -> ModuleLayout:
@@ -87,6 +97,8 @@ class SchemaLayout:
 
     def at(self, index: int) -> ModuleLayout:
         """The module, primer or variant with an index."""
+        if index >= INLINE_INDEX:
+            return self.inline[index]
         for part in (self.modules, self.primers):
             if index < len(part):
                 return part[index]

@@ -77,6 +77,12 @@ class LayoutTokenizer:
         pinned._generation_prompt = generation_prompt
         return pinned
 
+    def within_chat(self) -> LayoutTokenizer:
+        """The same tokenizer for text that a chat template has written, BOS and all."""
+        within = copy(self)
+        within._is_chat = True
+        return within
+
     def now(self) -> LayoutTokenizer:
         """The same tokenizer with the parts of the template as they are now.
 
@@ -168,12 +174,17 @@ class LayoutTokenizer:
         return list(whole[:start])
 
     @property
+    def own_start_ids(self) -> list[int]:
+        """The same where a chat template may have seen to it."""
+        return [] if self._is_chat else self.start_ids
+
+    @property
     def chat_start_ids(self) -> list[int]:
         """The same for a text with chat roles, whose template may ask for BOS as well."""
         bos_id = self._tokenizer.bos_token_id
         if self.roles.starts_with_bos and bos_id is not None:
             return [bos_id]
-        return [] if self._is_chat else self.start_ids
+        return self.own_start_ids
 
     @property
     def bos_text(self) -> str:

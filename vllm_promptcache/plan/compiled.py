@@ -22,7 +22,7 @@ from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.size import salted_bytes, schema_bytes
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.messages import SystemText, schema_in_messages, with_system
-from vllm_promptcache.pml.ast import Prompt, Schema
+from vllm_promptcache.pml.ast import Prompt, Role, Schema
 from vllm_promptcache.pml.diagnostics import quote
 from vllm_promptcache.policies import Policy, Repair
 
@@ -41,6 +41,12 @@ class Gate(Protocol):
             repair: What a prompt says instead of its modules.
             max_kl: What the prompt allows.
         """
+
+
+def tenant_of(salt: str | None) -> bytes:
+    """Tells tenants apart by their salt; empty without one."""
+    # A digest, since a salt may be of any length and stays in memory.
+    return sha256(salt.encode(errors="surrogatepass")).digest() if salt else b""
 
 
 # Of a variant that has the layout of its schema.
@@ -80,8 +86,7 @@ class Compiled:
         if not salt:
             message = f"schema {quote(self.layout.name)} is private: a request must have a salt"
             raise ClientError(message, "set `cache_salt` to a secret of the tenant")
-        # A digest, since a salt may be of any length and stays in memory.
-        return sha256(salt.encode(errors="surrogatepass")).digest()
+        return tenant_of(salt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,7 @@ class SchemaCompiler:
         """
         has_roles = next(roles_in(schema.children), None) is not None
         tokenizer = self.tokenizer.now() if has_roles else self.tokenizer
-        return self._lay_out(schema, tokenizer, derived)
+        return self.lay_out(schema, tokenizer, derived)
 
     def for_text(self, compiled: Compiled, prompt: Prompt | None, tenant: bytes) -> Compiled:
         """A schema for a prompt that stands in no conversation, as the template writes it now.
@@ -154,6 +159,21 @@ class SchemaCompiler:
             around = Surroundings(now.roles if is_other else None, tenant=tenant)
             found = self.variant(compiled, around)
         return found if found.tokenizer is now else replace(found, tokenizer=now)
+
+    def beginning(self, prompt: Prompt) -> tuple[str, LayoutTokenizer]:
+        """What the template writes before a prompt that names no schema, and a tokenizer for it.
+
+        Raises:
+            UnsupportedError: The prompt uses roles, and the chat template cannot be taken apart.
+        """
+        if next(roles_in(prompt.children), None) is None:
+            return "", self.tokenizer
+        tokenizer = self.tokenizer.now()
+        first, roles = prompt.children[0], tokenizer.roles
+        if not isinstance(first, Role):
+            return "", tokenizer
+        start = tokenizer.bos_text if roles.starts_with_bos else ""
+        return start + ("" if first.role == "system" else roles.preamble), tokenizer
 
     def allowed(self, prompt: Prompt, layout: SchemaLayout) -> Prompt:
         """Returns a prompt as it is, or exact if its schema's policies are not within its KL."""
@@ -190,9 +210,14 @@ class SchemaCompiler:
             schema = with_system(schema_in_messages(schema), around.system, strips=strips)
         if schema is compiled.schema and _is_same(compiled, tokenizer):
             return replace(compiled, tokenizer=tokenizer)
-        return self._lay_out(schema, tokenizer, compiled.layout.derived.part())
+        return self.lay_out(schema, tokenizer, compiled.layout.derived.part())
 
-    def _lay_out(self, schema: Schema, tokenizer: LayoutTokenizer, derived: Derived) -> Compiled:
+    def lay_out(self, schema: Schema, tokenizer: LayoutTokenizer, derived: Derived) -> Compiled:
+        """Lays out a schema with a tokenizer that knows the parts of the template.
+
+        Raises:
+            PMLError: The schema cannot be laid out.
+        """
         layout = compile_schema(
             schema,
             tokenizer,

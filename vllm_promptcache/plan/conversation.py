@@ -22,7 +22,13 @@ class LayOut(Protocol):
     """`plan_prompt` for an engine."""
 
     def __call__(
-        self, prompt: Prompt, layout: SchemaLayout, tokenizer: LayoutTokenizer, *, ending: Ending
+        self,
+        prompt: Prompt,
+        layout: SchemaLayout,
+        tokenizer: LayoutTokenizer,
+        *,
+        before: str | None = None,
+        ending: Ending | None = None,
     ) -> PromptPlan: ...
 
 

@@ -9,11 +9,13 @@ from functools import partial
 from vllm_promptcache.errors import ClientError
 from vllm_promptcache.plan.budgets import DEFAULT_BUDGETS, Budgets
 from vllm_promptcache.plan.chat import Chat
-from vllm_promptcache.plan.conversation import plan_in_chat
+from vllm_promptcache.plan.compiled import tenant_of
+from vllm_promptcache.plan.conversation import LayOut, plan_in_chat
 from vllm_promptcache.plan.lay_out import plan_prompt
 from vllm_promptcache.plan.prompt_plan import PromptPlan, baseline
 from vllm_promptcache.plan.schemas import Schemas
 from vllm_promptcache.plan.warm import warm_plans
+from vllm_promptcache.plan.written import WrittenText
 from vllm_promptcache.pml import PROMPT_LIMITS, Limits, Prompt, parse_prompt, pml_error
 
 
@@ -61,26 +63,46 @@ class Planner:
         """
         if isinstance(prompt, str):
             prompt = parse_prompt(prompt, limits=self.limits)
+        compiler, lay_out = self.schemas.compiler, self._lay_out(salt, reuse=reuse)
+        if prompt.schema is None:
+            beginning, tokenizer = compiler.beginning(prompt)
+            compiled = self.schemas.nameless(beginning)
+            prompt = compiler.allowed(prompt, compiled.layout)
+            plan = lay_out(prompt, compiled.layout, tokenizer, before=beginning or None)
+            return plan if reuse else baseline(plan)
         try:
             compiled = self.schemas.get(prompt.schema)
             tenant = compiled.tenant(salt)
         except ClientError as error:
             raise pml_error(prompt.source, prompt.location, error.message, error.hint) from None
-        compiler = self.schemas.compiler
         prompt = compiler.allowed(prompt, compiled.layout)
-        lay_out = partial(
-            plan_prompt,
-            max_model_len=compiler.max_model_len,
-            block_size=self.block_size,
-            promotes=self.promotes and reuse,
-            budgets=self.budgets,
-        )
         if chat is None:
             written = compiler.for_text(compiled, prompt, tenant)
             plan = lay_out(prompt, written.layout, written.tokenizer)
         else:
             plan = plan_in_chat(prompt, compiled, chat, tenant, compiler, lay_out)
         return plan if reuse else baseline(plan)
+
+    def plan_written(self, written: WrittenText, *, salt: str | None = None) -> PromptPlan:
+        """Plans a prompt whose text is known, for a tenant.
+
+        Raises:
+            PMLError: It does not fit the model, or is over a budget.
+        """
+        compiled = self.schemas.nameless(written.beginning, is_chat=written.is_chat)
+        prompt = self.schemas.compiler.allowed(written.prompt, compiled.layout)
+        lay_out, before = self._lay_out(salt, reuse=True), written.beginning or None
+        return lay_out(prompt, compiled.layout, compiled.tokenizer, before=before)
+
+    def _lay_out(self, salt: str | None, *, reuse: bool) -> LayOut:
+        return partial(
+            plan_prompt,
+            lay_out_inline=partial(self.schemas.inline.get, tenant=tenant_of(salt)),
+            max_model_len=self.schemas.compiler.max_model_len,
+            block_size=self.block_size,
+            promotes=self.promotes and reuse,
+            budgets=self.budgets,
+        )
 
     def warm_plans(self, name: str, *, salt: str | None = None) -> Iterator[PromptPlan]:
         """Plans that make the engine encode all modules of a schema ahead of its prompts.

@@ -203,7 +203,7 @@ def _packed(layout: SchemaLayout, modules: Iterable[PlannedModule]) -> Iterator[
     reads = {m.layout.index for m in modules if m.reused}
     for planned in modules:
         module = planned.layout
-        if not planned.reused or module.index >= layout.num_indexes:
+        if not planned.reused or module.chain is not None:
             continue
         for index in (*module.dependencies, module.index):
             found = layout.at(index)

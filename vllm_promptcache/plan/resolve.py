@@ -22,12 +22,20 @@ def resolve_prompt(
     layout: SchemaLayout,
     tokenizer: LayoutTokenizer,
     budgets: Budgets = DEFAULT_BUDGETS,
+    before: str | None = None,
 ) -> ResolvedPrompt:
     """Looks up all names of a prompt.
 
     An import names a module in the scope of the element around it, or, where there is none, the
     only module of that name nested in that scope. With a module its ancestors are imported. A
     union's default member is imported with the union's parent where the prompt names no member.
+
+    Args:
+        prompt: The prompt.
+        layout: Its schema.
+        tokenizer: What that was compiled with.
+        budgets: What a prompt may ask for.
+        before: Text right before the prompt's, see `PlacedText`; None if not known.
 
     Raises:
         PMLError: An import or an argument is unknown, ambiguous, given twice or missing, two
@@ -43,7 +51,7 @@ def resolve_prompt(
     children = layout.placement.in_order(
         prompt.children, lambda element: names.find(element, layout.root).index
     )
-    resolver.visit(children, layout.root)
+    resolver.visit(children, layout.root, before)
     resolver.import_defaults()
     return ResolvedPrompt(
         modules=tuple(layout.modules[index] for index in resolver.places),
@@ -65,6 +73,7 @@ class _Resolver:
         last: The module that the last import so far names.
         groups: New text so far.
         num_inner: How many of `groups` stand before the last import so far.
+        num_named: Imports that are spelled out, and modules that stand in the prompt, so far.
     """
 
     prompt: Prompt
@@ -78,16 +87,21 @@ class _Resolver:
     last: ModuleLayout | None = None
     groups: list[TextGroup] = field(default_factory=list)
     num_inner: int = 0
+    num_named: int = 0
 
     def __post_init__(self) -> None:
         self.places[ROOT] = self.prompt.location
 
-    def visit(self, children: Iterable[PromptNode], scope: ModuleLayout) -> None:
+    def visit(
+        self, children: Iterable[PromptNode], scope: ModuleLayout, before: str | None = None
+    ) -> None:
         """Takes the content of the prompt or of an import of `scope`."""
         after: ModuleLayout | None = None
         pieces: list[Piece] = []
-        for item in items(children, self.tokenizer):
+        for item in items(children, self.tokenizer, before):
             if isinstance(item, Piece):
+                self.num_named += item.inline is not None
+                self._check_number(item.location)
                 pieces.append(item)
             elif isinstance(item, Import):
                 module = self.names.find(item, scope)
@@ -126,9 +140,8 @@ class _Resolver:
             raise self._error(
                 element.location, message, f"the first import is at {earlier.location}"
             )
-        if len(self.elements) == self.budgets.max_imports:
-            message = f"more than {self.budgets.max_imports} imports"
-            raise self._error(element.location, message, "import the modules around them")
+        self.num_named += 1
+        self._check_number(element.location)
         for argument in element.arguments:
             if argument.name not in module.parameters:
                 raise self._unknown_argument(module, argument)
@@ -144,6 +157,11 @@ class _Resolver:
         if self.num_inner > self.budgets.max_texts:
             message = f"new text before more than {self.budgets.max_texts} imports"
             raise self._error(element.location, message, "put the text behind the imports")
+
+    def _check_number(self, location: Place) -> None:
+        if self.num_named > self.budgets.max_imports:
+            message = f"more than {self.budgets.max_imports} imports and modules"
+            raise self._error(location, message, "import the modules around them")
 
     def _check_order(self, path: Sequence[ModuleLayout], location: Place) -> None:
         """Refuses an order that the layout cannot keep: modules lie within their parents.

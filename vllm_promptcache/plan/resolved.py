@@ -44,6 +44,11 @@ class ResolvedPrompt:
     trailing: tuple[TextGroup, ...]
     has_roles: bool
 
+    @property
+    def groups(self) -> tuple[TextGroup, ...]:
+        """All new text, in document order."""
+        return (*self.inner, *self.trailing)
+
     def with_modules(self, modules: Iterable[ModuleLayout]) -> ResolvedPrompt:
         """The same prompt with its modules, and so their parameters, at other places."""
         placed = {module.index: module for module in modules}

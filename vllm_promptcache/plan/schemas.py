@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from functools import cached_property
+from hashlib import sha256
 from threading import Lock
 
 from vllm_promptcache.errors import NotFoundError
 from vllm_promptcache.layout.derived import DerivedCache
+from vllm_promptcache.layout.inline import schema_without_modules
 from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.compiled import Compiled, SchemaCompiler
+from vllm_promptcache.plan.inline import InlineModules
 from vllm_promptcache.plan.messages import untrimmed
 from vllm_promptcache.plan.names import quote_some
 from vllm_promptcache.pml import Schema, Source, did_you_mean, quote
@@ -36,9 +41,37 @@ class Schemas:
         self.compiler = compiler
         self._on_remove = on_remove
         self._derived = DerivedCache()
+        self._nameless = self._derived.open()
         self._lock = Lock()
         # Replaced as a whole, never changed: readers need no lock.
         self._compiled: Mapping[str, Compiled] = {}
+
+    @cached_property
+    def inline(self) -> InlineModules:
+        """Modules that stand in prompts."""
+        derived = self._nameless.part()
+
+        def lay_out(schema: Schema, tokenizer: LayoutTokenizer) -> SchemaLayout:
+            return self.compiler.lay_out(schema, tokenizer, derived).layout
+
+        return InlineModules(self.compiler.tokenizer, lay_out, derived)
+
+    def nameless(self, beginning: str, *, is_chat: bool = False) -> Compiled:
+        """The schema of prompts that name none: it has no modules.
+
+        Args:
+            beginning: Its text.
+            is_chat: Whether a chat template has written that.
+        """
+        digest = sha256(beginning.encode(errors="surrogatepass")).digest()
+        derived, tokenizer = self._nameless, self.compiler.tokenizer
+
+        def make() -> Compiled:
+            schema = schema_without_modules(beginning)
+            known = tokenizer.within_chat() if is_chat else tokenizer
+            return self.compiler.lay_out(schema, known, derived.part())
+
+        return derived.get(("beginning", digest, is_chat), make, lambda made: made.num_bytes)
 
     @property
     def layouts(self) -> Mapping[str, SchemaLayout]:

@@ -5,6 +5,7 @@ from vllm_promptcache.pml.ast import (
     Argument,
     FieldLocation,
     Import,
+    Inline,
     LayoutName,
     Location,
     Module,
@@ -27,7 +28,13 @@ from vllm_promptcache.pml.ast import (
 from vllm_promptcache.pml.attributes import DURATION_HINT, parse_duration
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.markup import load_grammar
-from vllm_promptcache.pml.parser import is_prompt, parse_prompt, parse_schema
+from vllm_promptcache.pml.parser import (
+    PromptKind,
+    is_prompt,
+    parse_prompt,
+    parse_schema,
+    prompt_kind,
+)
 from vllm_promptcache.pml.source import (
     DEFAULT_LIMITS,
     PROMPT_LIMITS,
@@ -45,6 +52,7 @@ __all__ = [
     "Argument",
     "FieldLocation",
     "Import",
+    "Inline",
     "LayoutName",
     "Limits",
     "Location",
@@ -53,6 +61,7 @@ __all__ = [
     "Pin",
     "Primer",
     "Prompt",
+    "PromptKind",
     "PromptNode",
     "Role",
     "RoleName",
@@ -72,6 +81,7 @@ __all__ = [
     "parse_prompt",
     "parse_schema",
     "pml_error",
+    "prompt_kind",
     "quote",
     "size_bytes",
     "validate_schema",

@@ -185,14 +185,36 @@ class Import:
 
 
 @dataclass(frozen=True, slots=True)
+class Inline:
+    """A module that stands in a prompt, known by its text.
+
+    Attributes:
+        text: The text; it is never empty.
+        role: The message that it stands in; None outside of all.
+        name: What reports call it; None if they number it.
+        encode: As for `Module`.
+        repair: As for `Module`.
+        location: Where it stands.
+    """
+
+    text: str
+    role: RoleName | None
+    name: str | None
+    encode: EncodeName | None
+    repair: Repair | None
+    location: Place
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt for the schema of that name; the source of one without markup has no text.
 
+    `schema` is None if all its modules are inline.
     `is_exact` is for `encode="exact"`; `repair` is None where the modules' own holds; `max_kl` is
     the mean KL, in nats, of the worst policy that may be used, None for any.
     """
 
-    schema: str
+    schema: str | None
     is_exact: bool
     repair: Repair | None
     max_kl: float | None
@@ -202,7 +224,7 @@ class Prompt:
 
 
 SchemaNode: TypeAlias = Text | Param | Module | Union | Role["SchemaNode"]
-PromptNode: TypeAlias = Text | Import | Role["PromptNode"]
+PromptNode: TypeAlias = Text | Inline | Import | Role["PromptNode"]
 
 
 def modules_in_scope(children: Iterable[SchemaNode]) -> Iterator[Module]:

@@ -9,11 +9,15 @@ from vllm_promptcache.errors import PMLError
 from vllm_promptcache.pml.ast import Source
 from vllm_promptcache.pml.diagnostics import did_you_mean, pml_error, quote
 from vllm_promptcache.pml.elements import Attribute, Element
-from vllm_promptcache.policies import REPAIR_HINT, Repair
+from vllm_promptcache.policies import ENCODE_NAMES, REPAIR_HINT, EncodeName, Repair
 
 NAME_HINT = "a name begins with a letter or `_`; then letters, digits, `_`, `.` and `-`"
 
 DURATION_HINT = 'write a number and one of `s`, `m`, `h`, `d`, such as "90s" or "1h"'
+
+# `exact` is about all that a prompt imports.
+MODULE_ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES if name != "exact"}
+"""How a module may be encoded."""
 
 MAX_NAME_LEN = 200
 """Characters of a name; a schema's is that of a file as well."""

@@ -20,7 +20,7 @@ from vllm_promptcache.pml.ast import (
     Text,
     Union,
 )
-from vllm_promptcache.pml.attributes import AttributeReader
+from vllm_promptcache.pml.attributes import MODULE_ENCODE, AttributeReader
 from vllm_promptcache.pml.content import ROLES, checked_children
 from vllm_promptcache.pml.diagnostics import pml_error, quote
 from vllm_promptcache.pml.elements import Attribute, Element
@@ -29,8 +29,6 @@ from vllm_promptcache.pml.text import plain_text
 from vllm_promptcache.policies import ENCODE_NAMES, EncodeName
 
 _ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES}
-# `exact` is about all that a prompt imports.
-_MODULE_ENCODE: Mapping[str, EncodeName] = {name: name for name in ENCODE_NAMES if name != "exact"}
 _LAYOUT: Mapping[str, LayoutName] = {layout: layout for layout in get_args(LayoutName)}
 _ORDER: Mapping[str, OrderName] = {order: order for order in get_args(OrderName)}
 _PRIMER_FROM: Mapping[str, Literal["modules"]] = {"modules": "modules"}
@@ -92,7 +90,7 @@ class SchemaBuilder:
         return Module(
             name=name,
             children=tuple(self._file(src, element)) if src else self._children(element),
-            encode=attributes.choice("encode", _MODULE_ENCODE),
+            encode=attributes.choice("encode", MODULE_ENCODE),
             cached=attributes.boolean("cache", default=True),
             repair=attributes.repair("repair"),
             pin=_pin(attributes),

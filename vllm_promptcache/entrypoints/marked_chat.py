@@ -1,0 +1,174 @@
+"""Conversations with modules in their messages, as the model's own chat template writes them.
+
+The template writes the conversation twice: as it is, and with probes in place of the modules. Where
+the first is the second with the modules' texts in it, that is where the modules are. So the model
+reads the very text that it would read without them, whatever the template.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from vllm_promptcache.entrypoints.marks import MarkReader, parts_of
+from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.plan.written import Part, WrittenText
+from vllm_promptcache.pml import FieldLocation, Inline, RoleName, Text
+
+# Whose message a module is encoded in.
+_ROLES: Mapping[str, RoleName] = {
+    "system": "system",
+    "developer": "system",
+    "assistant": "assistant",
+}
+_HERE = FieldLocation("messages")
+
+
+@dataclass(slots=True)
+class MarkedChat:
+    """A conversation with modules in its messages.
+
+    Attributes:
+        messages: The conversation as the template is to write it.
+        probed: The same with a probe in place of each of `places`.
+        places: Modules, and the first text that is not the system's, in order.
+        probe: What all probes begin with; nothing in the conversation can be mistaken for it.
+    """
+
+    messages: list[Any] = field(default_factory=list)
+    probed: list[Any] = field(default_factory=list)
+    places: list[Part] = field(default_factory=list)
+    probe: str = field(default_factory=lambda: f"module-{secrets.token_hex(16)}")
+
+    @classmethod
+    def of(cls, messages: Sequence[Any], reader: MarkReader) -> MarkedChat:
+        """Takes a conversation in OpenAI's form apart.
+
+        Raises:
+            PMLError: PML that names no schema is malformed, or has what a message cannot hold.
+        """
+        chat = cls()
+        for index, message in enumerate(messages):
+            chat._add(index, message, reader)
+        return chat
+
+    def written(self, text: str, probed: str) -> WrittenText:
+        """Finds the modules in the conversation.
+
+        Args:
+            text: What the template has written.
+            probed: The same with probes.
+
+        Raises:
+            UnsupportedError: They are not where the probes are.
+        """
+        beginning, *parts = _aligned(text, self._gaps(probed), self.places)
+        # A system message stands first in all prompts that have it.
+        if _is_system(parts[0]):
+            beginning = replace(beginning, text=beginning.text + parts.pop(0).text)
+        return WrittenText(beginning.text, list(_joined(parts)), is_chat=True)
+
+    def _add(self, index: int, message: Any, reader: MarkReader) -> None:
+        role = _ROLES.get(message["role"], "user")
+        written, probed = [], []
+        for number, (part, text) in enumerate(parts_of(message)):
+            place = FieldLocation(f"messages[{index}].content[{number}]")
+            nodes = reader.nodes(part, text, role, place) if text else []
+            written.append(_with_text(part, _text(nodes)) if nodes else part)
+            probed.append(_with_text(part, self._probed(nodes, role)) if nodes else part)
+        self.messages.append(_with_parts(message, written))
+        self.probed.append(_with_parts(message, probed))
+
+    def _probed(self, nodes: Iterable[Part], role: RoleName) -> str:
+        return "".join(
+            self._probe(node) if isinstance(node, Inline) or self._is_first(role) else node.text
+            for node in nodes
+        )
+
+    def _is_first(self, role: RoleName) -> bool:
+        """Whether nothing but the system's text lies before a text of a role."""
+        return role != "system" and all(map(_is_system, self.places))
+
+    def _probe(self, place: Part) -> str:
+        self.places.append(place)
+        return _probe(self.probe, len(self.places))
+
+    def _gaps(self, probed: str) -> list[str]:
+        """Text around the probes."""
+        gaps = []
+        for number in range(1, len(self.places) + 1):
+            probe = _probe(self.probe, number)
+            gap, found, probed = probed.partition(probe)
+            if not found or probe in probed:
+                message = "the model's chat template changes the order of messages, or drops some"
+                raise UnsupportedError(message)
+            gaps.append(gap)
+        return [*gaps, probed]
+
+
+def _probe(start: str, number: int) -> str:
+    return f"{start}-{number}-"
+
+
+def _is_system(part: Part) -> bool:
+    return isinstance(part, Inline) and part.role == "system"
+
+
+def _with_text(part: Any, text: str) -> Any:
+    return text if isinstance(part, str) else {**part, "text": text}
+
+
+def _with_parts(message: Any, parts: list[Any]) -> Any:
+    if not parts:
+        return message
+    return {**message, "content": parts[0] if isinstance(message["content"], str) else parts}
+
+
+def _aligned(text: str, gaps: Sequence[str], places: Sequence[Part]) -> list[Part]:
+    """The whole text: the first gap, then each place and the gap behind it.
+
+    Raises:
+        UnsupportedError: It is not made of these.
+    """
+    parts: list[Part] = [Text(gaps[0], _HERE)]
+    end = len(gaps[0]) if text.startswith(gaps[0]) else len(text)
+    for place, behind in zip(places, gaps[1:], strict=True):
+        trimmed = (found for found in _trimmed(place.text) if text.startswith(found + behind, end))
+        if (found := next(trimmed, None)) is None:
+            raise UnsupportedError("the model's chat template changes the text of messages")
+        parts += replace(place, text=found), Text(behind, _HERE)
+        end += len(found) + len(behind)
+    if end != len(text):
+        raise UnsupportedError("the model's chat template changes what it writes behind modules")
+    return parts
+
+
+def _trimmed(text: str) -> Iterator[str]:
+    """A text as a template may write it."""
+    yield text
+    yield from (text.strip(), text.rstrip(), text.lstrip())
+
+
+def _joined(parts: Iterable[Part]) -> Iterator[Part]:
+    """Parts without empty ones, texts that follow each other as one.
+
+    White space between two modules goes to the first one, so that it need not be computed.
+    """
+    groups = [list(group) for _, group in groupby((p for p in parts if p.text), type)]
+    for number, group in enumerate(groups):
+        is_inner = 0 < number < len(groups) - 1
+        if isinstance(group[0], Text):
+            if not is_inner or _text(group).strip():
+                yield replace(group[0], text=_text(group))
+            continue
+        glue = _text(groups[number + 1]) if number + 2 < len(groups) else ""
+        *others, last = group
+        yield from others
+        yield last if glue.strip() else replace(last, text=last.text + glue)
+
+
+def _text(parts: Iterable[Part]) -> str:
+    return "".join(part.text for part in parts)

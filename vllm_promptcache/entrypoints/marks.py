@@ -1,0 +1,89 @@
+"""Which parts of a chat's messages are modules: marked ones, and PML that names no schema.
+
+A part of a message is marked as hosted APIs have it (`cache_control`, `prompt_cache_breakpoint`),
+or with `"module": true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vllm_promptcache.plan.written import Part
+from vllm_promptcache.pml import (
+    FieldLocation,
+    Inline,
+    PromptKind,
+    PromptNode,
+    RoleName,
+    Source,
+    Text,
+    parse_prompt,
+    pml_error,
+)
+
+MARKS = ("cache_control", "prompt_cache_breakpoint", "module")
+"""Keys of a part of content that make it a module, unless they are false or null."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkReader:
+    """Says what of a conversation is a module.
+
+    Attributes:
+        kind_of: What kind of PML a text is taken for.
+        reads_marks: Whether marks count.
+    """
+
+    kind_of: Callable[[str], PromptKind | None]
+    reads_marks: bool
+
+    def has_modules(self, messages: Iterable[Any]) -> bool:
+        """Whether there is any. Takes microseconds, since every conversation is asked."""
+        return any(
+            text and (self._is_marked(part) or self.kind_of(text) == "inline")
+            for message in messages
+            for part, text in parts_of(message)
+        )
+
+    def nodes(self, part: Any, text: str, role: RoleName, place: FieldLocation) -> Sequence[Part]:
+        """What the text of a part consists of.
+
+        Args:
+            part: The part.
+            text: Its text.
+            role: Whose message it is in.
+            place: Where it stands.
+
+        Raises:
+            PMLError: It is PML that is malformed, or has what a message cannot hold.
+        """
+        if self.kind_of(text) == "inline":
+            prompt = parse_prompt(text)
+            return [_in_message(node, role, prompt.source) for node in prompt.children]
+        if self._is_marked(part):
+            return [Inline(text, role, None, None, None, place)]
+        return [Text(text, place)]
+
+    def _is_marked(self, part: Any) -> bool:
+        if not self.reads_marks or not isinstance(part, Mapping):
+            return False
+        return any(part.get(mark) not in (None, False) for mark in MARKS)
+
+
+def parts_of(message: Any) -> Iterator[tuple[Any, str | None]]:
+    """Parts of a message's content, each with its text; None for what has none."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    for part in [content] if isinstance(content, str) else content or ():
+        text = part.get("text") if isinstance(part, Mapping) else part
+        yield part, text if isinstance(text, str) else None
+
+
+def _in_message(node: PromptNode, role: RoleName, source: Source) -> Part:
+    if isinstance(node, Inline):
+        return replace(node, role=role)
+    if isinstance(node, Text):
+        return node
+    message = "a prompt without a schema can have text and modules only where it is a message"
+    raise pml_error(source, node.location, message, "write its roles as messages of the chat")

@@ -1,0 +1,76 @@
+"""The modules of prompts that are in no schema, each laid out once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TypeAlias
+
+from vllm_promptcache.errors import UnsupportedError
+from vllm_promptcache.layout.derived import Derived
+from vllm_promptcache.layout.inline import InlineModule, schema_of, taken_out
+from vllm_promptcache.layout.keys import salted
+from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.schema_layout import SchemaLayout
+from vllm_promptcache.layout.size import module_bytes
+from vllm_promptcache.layout.tokenizer import LayoutTokenizer
+from vllm_promptcache.pml.ast import Inline, Schema
+
+LayOutSchema: TypeAlias = Callable[[Schema, LayoutTokenizer], SchemaLayout]
+
+
+@dataclass(frozen=True, slots=True)
+class InlineModules:
+    """Lays out modules that stand in prompts; may be used from many threads.
+
+    Attributes:
+        tokenizer: The model's.
+        lay_out: Lays out a schema.
+        derived: Keeps what was used last.
+    """
+
+    tokenizer: LayoutTokenizer
+    lay_out: LayOutSchema
+    derived: Derived
+
+    def get(self, inline: Inline, tenant: bytes) -> InlineModule:
+        """The module of a text, for a tenant; empty for all who say none.
+
+        Raises:
+            PMLError: It is longer than the model's context.
+        """
+        inline, tokenizer = self._in_role(inline)
+        digest = sha256(inline.text.encode(errors="surrogatepass")).digest()
+        roles = tokenizer.roles if inline.role else None
+        key = ("inline", digest, inline.role, inline.encode, inline.repair, tenant, roles)
+        return self.derived.get(key, lambda: self._make(inline, tokenizer, tenant), _own_bytes)
+
+    def _in_role(self, inline: Inline) -> tuple[Inline, LayoutTokenizer]:
+        """The module in its message, or in none where the template's cannot be known."""
+        if inline.role is None:
+            return inline, self.tokenizer
+        try:
+            tokenizer = self.tokenizer.now()
+        except UnsupportedError:
+            return replace(inline, role=None), self.tokenizer
+        is_there = inline.role in tokenizer.roles.wrappers
+        return (inline if is_there else replace(inline, role=None)), tokenizer
+
+    def _make(self, inline: Inline, tokenizer: LayoutTokenizer, tenant: bytes) -> InlineModule:
+        layout = self.lay_out(schema_of(inline, private=bool(tenant)), tokenizer)
+        made = taken_out(salted(layout, tenant) if tenant else layout)
+        return self._sharing(made)
+
+    def _sharing(self, made: InlineModule) -> InlineModule:
+        """The same module behind contexts that others have as well, which take memory once."""
+        key = ("contexts", *(context.key for context in made.contexts))
+        return made.behind(self.derived.get(key, lambda: made.contexts, _num_bytes))
+
+
+def _own_bytes(inline: InlineModule) -> int:
+    return module_bytes(inline.module)
+
+
+def _num_bytes(contexts: Iterable[ModuleLayout]) -> int:
+    return sum(map(module_bytes, contexts))
