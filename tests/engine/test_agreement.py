@@ -35,10 +35,12 @@ from tests.engine.harness import (  # noqa: E402
 )
 from tests.engine.scored import rendered  # noqa: E402
 from tests.families import LLAMA  # noqa: E402
-from tests.generators import FIXED_SCHEMAS, CaseMaker, random_text  # noqa: E402
+from tests.generators import FIXED_SCHEMAS, CaseMaker, random_chat, random_text  # noqa: E402
 from tests.reference import Reference  # noqa: E402
 from tests.reference.compare import Tally  # noqa: E402
 from vllm_promptcache import LLM  # noqa: E402
+from vllm_promptcache.entrypoints.front_end import FrontEnd  # noqa: E402
+from vllm_promptcache.entrypoints.request_options import RequestOptions, applied  # noqa: E402
 from vllm_promptcache.errors import ClientError  # noqa: E402
 from vllm_promptcache.plan import Explanation  # noqa: E402
 
@@ -48,6 +50,7 @@ NUM_PROMPTS = 204
 # The same prompts to the whole model take minutes; to its first layers, seconds.
 NUM_PROMPTS_WHOLE = 16
 NUM_RANDOM_SCHEMAS = 6
+NUM_CHATS = 12
 # With half as many the shares below vary by as much as they may differ.
 NUM_PROMPTS_BFLOAT16 = 96
 NUM_LOGPROBS = 50
@@ -135,6 +138,36 @@ def test_later_turns_agree(agreement: Agreement) -> None:
     assert not tally.wrong
 
 
+def test_marked_chats_agree(
+    agreement: Agreement, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Modules of no schema, in any message; the text is that of the same chat without marks."""
+    llm, tally, rng = agreement.llm, Tally(TOLERANCE), Random(agreement.block_size)
+    tokenizer, plans = llm.get_tokenizer(), []
+    plan_written = FrontEnd.plan_written
+    monkeypatch.setattr(
+        FrontEnd,
+        "plan_written",
+        lambda *args, **kwargs: plans.append(plan_written(*args, **kwargs)) or plans[-1],
+    )
+    num_cached = 0
+    for _ in range(NUM_CHATS):
+        messages = random_chat(rng, ("tool",))
+        plans.clear()
+        (output,) = llm.chat(messages, modules_only(greedy(NUM_LOGPROBS)), use_tqdm=False)
+        explanation = Explanation.of(plans[0]).to_dict() if plans else None
+        tally.add(str(messages), difference(agreement.reference, output, explanation))
+        with applied(RequestOptions(has_marks=False)):
+            (plain,) = llm.chat(messages, greedy(0, max_tokens=1), use_tqdm=False)
+        texts = [tokenizer.decode(o.prompt_token_ids) for o in (output, plain)]
+        assert texts[0] == texts[1]
+        num_cached += plans[0].num_cached_tokens if plans else 0
+    with capsys.disabled():
+        print(f"\nblock size {agreement.block_size}: chats with marks: {tally}")
+    assert not tally.wrong
+    assert num_cached > 20 * NUM_CHATS
+
+
 def explain_chat(llm: LLM, messages: list[dict[str, str]]) -> dict[str, Any]:
     """The plan of a conversation whose first message is a PML prompt."""
     document, chat = rendered(llm.get_tokenizer(), messages)
@@ -176,7 +209,8 @@ def test_the_whole_model_agrees(
     assert modular.num_outputs == num_prompts
     assert not modular.wrong
     assert not plain.wrong
-    assert modular.num_within(1e-4) > 0.95 * num_prompts
+    # One in twenty; of few, one.
+    assert num_prompts - modular.num_within(1e-4) <= max(1, num_prompts // 20)
 
 
 def test_bfloat16_agrees_by_and_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,16 @@ _PROMPTS = Reliance(
         "vllm.v1.engine.input_processor:InputProcessor": "model_config process_inputs vllm_config",
     },
 )
+# Marks of Anthropic's API on their way into a chat.
+_MARKS = Reliance(
+    ("entrypoints/anthropic_marks.py",),
+    {
+        "vllm.entrypoints.anthropic.protocol": (
+            "AnthropicContentBlock AnthropicMessage AnthropicMessagesRequest"
+        ),
+        "vllm.entrypoints.anthropic.serving:AnthropicServingMessages": "to_chat_completion_request",
+    },
+)
 # An answer on its way to the client: reasons, what was reused.
 _ANSWERS = Reliance(
     ("entrypoints/ended.py", "entrypoints/detail.py"),
@@ -308,6 +318,7 @@ BACKEND = Reliance(
 RELIANCES = (
     _START,
     _PROMPTS,
+    _MARKS,
     _ANSWERS,
     _CLIENTS,
     _REQUESTS,

@@ -6,7 +6,8 @@ or with `"module": true`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,14 +35,16 @@ class MarkReader:
     Attributes:
         kind_of: What kind of PML a text is taken for.
         reads_marks: Whether marks count.
+        texts: What is marked wherever it stands.
     """
 
     kind_of: Callable[[str], PromptKind | None]
     reads_marks: bool
+    texts: Collection[str] = ()
 
     def has_modules(self, messages: Iterable[Any]) -> bool:
         """Whether there is any. Takes microseconds, since every conversation is asked."""
-        return any(
+        return (self.reads_marks and bool(self.texts)) or any(
             text and (self._is_marked(part) or self.kind_of(text) == "inline")
             for message in messages
             for part, text in parts_of(message)
@@ -63,13 +66,29 @@ class MarkReader:
             prompt = parse_prompt(text)
             return [_in_message(node, role, prompt.source) for node in prompt.children]
         if self._is_marked(part):
-            return [Inline(text, role, None, None, None, place)]
-        return [Text(text, place)]
+            return [_inline(text, role, place)]
+        if not self.texts or not self.reads_marks:
+            return [Text(text, place)]
+        # Each second one is a marked text.
+        return [
+            _inline(piece, role, place) if number % 2 else Text(piece, place)
+            for number, piece in enumerate(self._marked_texts().split(text))
+            if piece
+        ]
+
+    def _marked_texts(self) -> re.Pattern[str]:
+        """Finds marked texts, long ones first: one may begin with another."""
+        texts = sorted(set(self.texts), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, texts))})")
 
     def _is_marked(self, part: Any) -> bool:
         if not self.reads_marks or not isinstance(part, Mapping):
             return False
         return any(part.get(mark) not in (None, False) for mark in MARKS)
+
+
+def _inline(text: str, role: RoleName, place: FieldLocation) -> Inline:
+    return Inline(text, role, None, None, None, place)
 
 
 def parts_of(message: Any) -> Iterator[tuple[Any, str | None]]:

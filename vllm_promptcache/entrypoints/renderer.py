@@ -13,6 +13,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.entrypoints import detail
 from vllm_promptcache.entrypoints.affinity import ModuleAffinity
+from vllm_promptcache.entrypoints.anthropic_marks import read_marks
 from vllm_promptcache.entrypoints.chat import PMLChat, RenderedChat
 from vllm_promptcache.entrypoints.ended import process_outputs
 from vllm_promptcache.entrypoints.engine_request import (
@@ -74,7 +75,7 @@ class PromptModuleRenderer(BaseRenderer):
 
     def _mark_reader(self, options: RequestOptions) -> MarkReader:
         reads_marks = self.front_end.reads_marks and options.has_marks
-        return MarkReader(self.front_end.kind_of, reads_marks)
+        return MarkReader(self.front_end.kind_of, reads_marks, options.marked_texts)
 
     def _plan_marked(
         self, marked: MarkedChat, params: Any, options: RequestOptions, chat: Any, prompt: Any
@@ -145,6 +146,7 @@ def make_renderer(renderer_mode: str, config: Any, tokenizer: Any) -> BaseRender
     from vllm.renderers.online_renderer import OnlineRenderer
     from vllm.v1.engine.core_client import DPLBAsyncMPClient
 
+    read_marks()
     wrap(DPLBAsyncMPClient, "get_core_engine_for_request", ModuleAffinity().route)
     wrap(OnlineRenderer, "preprocess_cmpl", preprocess)
     wrap(OnlineRenderer, "preprocess_chat", preprocess)

@@ -29,6 +29,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
     TokenizeCompletionRequest,
 )
 
+from vllm_promptcache.entrypoints.anthropic_marks import TEXTS_FIELD, MarkedTexts
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
@@ -176,6 +177,7 @@ class RequestOptions:
         is_tokenized: Whether its tokens are the answer, on a route that no API key guards.
         has_echo: Whether the answer of a completion begins with the prompt.
         has_beams: Whether it asks for beam search, which takes tokens and leaves plans behind.
+        marked_texts: Texts that are marked wherever they stand.
         has_marks: Whether marked parts of messages may be modules: it does not forbid it, and asks
             for nothing that goes without modules only.
         form: The prompt without markup, if the request brings one.
@@ -188,6 +190,7 @@ class RequestOptions:
     has_echo: bool = False
     has_beams: bool = False
     has_marks: bool = True
+    marked_texts: tuple[str, ...] = ()
     form: PromptModules | None = field(init=False)
     has_detail: bool = field(init=False)
 
@@ -218,7 +221,8 @@ class RequestOptions:
         Raises:
             FieldError: The field `prompt_modules` is malformed.
         """
-        field = (getattr(request, "model_extra", None) or {}).get(REQUEST_FIELD)
+        extra = getattr(request, "model_extra", None) or {}
+        field, texts = extra.get(REQUEST_FIELD), extra.get(TEXTS_FIELD)
         modules = None if field is None else _parse(field)
         is_tokenized = isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest)
         asked = (getattr(request, name, None) for name in _WITHOUT_MODULES)
@@ -230,6 +234,7 @@ class RequestOptions:
             has_echo=bool(getattr(request, "echo", False)),
             has_beams=bool(getattr(request, "use_beam_search", False)),
             has_marks=not is_plain and (modules is None or modules.marks),
+            marked_texts=texts if isinstance(texts, MarkedTexts) else (),
         )
 
 
