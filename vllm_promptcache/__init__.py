@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
-    from vllm_promptcache.llm import LLM
+    from vllm_promptcache.llm import LLM, Module
 
-__all__ = ["LLM", "SamplingParams"]
+__all__ = ["LLM", "Module", "SamplingParams"]
 
 
 def __getattr__(name: str) -> Any:
     # vLLM loads the plugin in every process: nothing heavy is imported before it is asked for.
-    if name == "LLM":
-        from vllm_promptcache.llm import LLM
+    if name in ("LLM", "Module"):
+        from vllm_promptcache import llm
 
-        return LLM
+        return getattr(llm, name)
     if name == "SamplingParams":
         from vllm import SamplingParams
 

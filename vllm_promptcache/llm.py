@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +20,8 @@ from vllm_promptcache.entrypoints.ended import check_served
 from vllm_promptcache.entrypoints.engine_request import plan_if_pml, planned_prompt
 from vllm_promptcache.entrypoints.front_end import FrontEnd
 from vllm_promptcache.entrypoints.pinning import EnginePins, engine_pins, make_pin
+from vllm_promptcache.entrypoints.prompt_parts import ModulePart, PromptPart, TextPart, part_texts
+from vllm_promptcache.entrypoints.request_options import PromptModules
 from vllm_promptcache.entrypoints.schema_info import SchemaInfo
 from vllm_promptcache.entrypoints.store_view import ModuleStoreView
 from vllm_promptcache.errors import ConflictError, PlanError, UnsupportedError
@@ -28,6 +31,19 @@ from vllm_promptcache.pml import Pin
 
 # Modules that are encoded in one call; a schema may have thousands.
 _WARM_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """Text of a prompt that prompts share, wherever they have it.
+
+    Attributes:
+        text: The text.
+        name: What reports call it.
+    """
+
+    text: str
+    name: str | None = None
 
 
 class LLM(vllm.LLM):
@@ -150,7 +166,8 @@ class LLM(vllm.LLM):
         half-way.
 
         Args:
-            prompts: One prompt or a sequence, as for `vllm.LLM.generate`.
+            prompts: One prompt or a sequence, as for `vllm.LLM.generate`. A prompt may also be a
+                list of texts and `Module`s.
             sampling_params: As for `vllm.LLM.generate`.
             reuse: False runs each PML prompt as one plain prefill of the same tokens at the same
                 positions, with no module: the baseline to compare with.
@@ -160,10 +177,17 @@ class LLM(vllm.LLM):
             PMLError: A PML prompt is not valid, or does not fit its schema.
             RequestsEnded: The engine could not serve some of them; the outputs are on it.
         """
-        if isinstance(prompts, str | Mapping):
+        if isinstance(prompts, str | Mapping) or _has_modules(prompts):
             prompts = [prompts]
-        planned = [plan_if_pml(self.front_end, prompt, reuse=reuse) for prompt in prompts]
+        planned = [self._planned(prompt, reuse=reuse) for prompt in prompts]
         return check_served(super().generate(planned, sampling_params, **kwargs))
+
+    def _planned(self, prompt: Any, *, reuse: bool) -> Any:
+        if not _has_modules(prompt):
+            return plan_if_pml(self.front_end, prompt, reuse=reuse)
+        parts = [_part(part) for part in prompt]
+        plan = self.front_end.plan(PromptModules(parts=parts).to_prompt(""), reuse=reuse)
+        return planned_prompt("".join(part_texts(parts)), plan)
 
     def chat(self, *args: Any, **kwargs: Any) -> list[RequestOutput]:
         """As `vllm.LLM.chat`, with messages that may be PML.
@@ -184,3 +208,15 @@ class LLM(vllm.LLM):
         if any(isinstance(text, str) and self.front_end.is_pml(text) for text in texts):
             raise PlanError("beam search cannot be combined with a PML prompt")
         return super().beam_search(prompts, *args, **kwargs)
+
+
+def _has_modules(prompt: Any) -> bool:
+    return isinstance(prompt, list | tuple) and any(isinstance(part, Module) for part in prompt)
+
+
+def _part(part: str | Module) -> PromptPart:
+    return (
+        TextPart(text=part)
+        if isinstance(part, str)
+        else ModulePart(module=part.text, name=part.name)
+    )

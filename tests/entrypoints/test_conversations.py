@@ -40,9 +40,10 @@ REASONS = {
 }
 
 
-def pml(imports: str, text: str) -> dict[str, Any]:
-    """A user message that imports modules."""
+def pml(imports: str, text: str, inline: str = "") -> dict[str, Any]:
+    """A user message that imports modules, and may have one of its own."""
     inner = "".join(f"<{name}/>" for name in imports)
+    inner += f"<module>{inline}</module>" if inline else ""
     return user(f'<prompt schema="s" xml:space="preserve">{inner}{text}</prompt>')
 
 
@@ -57,15 +58,16 @@ def conversations(draw: st.DrawFn) -> tuple[str, list[dict[str, Any]], list[tupl
     kind = draw(st.sampled_from(sorted(SCHEMAS)))
     imports = draw(st.sampled_from(["a", "b", "ab"]))
     text = draw(st.sampled_from(["Why?", " Why? ", "\nWhat\t(so)?\n"]))
+    inline = draw(st.sampled_from(["", "In line.", " In\nline. "]))
     system = [("system", text) for text in draw(st.sampled_from([[], ["Be kind."], ["A", "B"]]))]
     turns = draw(st.sampled_from([[], [("assistant", "So."), ("user", "Oh?")]]))
     documents = "".join(TEXTS[name] for name in imports)
-    own = [("user", documents), ("user", text)]
+    own = [("user", documents), ("user", inline + text)]
     if kind in ("open", "bare"):
-        own = [("user", documents + text)]
+        own = [("user", documents + inline + text)]
     if kind in ("open", "closed"):
         own = [SYSTEM, *own]
-    messages = [*plain(*system), pml(imports, text), *plain(*turns)]
+    messages = [*plain(*system), pml(imports, text, inline), *plain(*turns)]
     return kind, messages, [*system, *own, *turns]
 
 

@@ -10,12 +10,12 @@ from tests.layout.templates import CHATML
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import PAPER, USERS, Prompts, make_planner
 from vllm_promptcache.errors import PMLError
-from vllm_promptcache.layout.inline import INLINE
 from vllm_promptcache.plan import Explanation, Planner, PromptPlan
 from vllm_promptcache.plan.budgets import Budgets
 from vllm_promptcache.plan.parts import PlannedModule
 from vllm_promptcache.plan.written import WrittenText
 from vllm_promptcache.pml import FieldLocation, Inline, Text
+from vllm_promptcache.sequence.codec import INLINE
 
 ONE, TWO = "<module>one one one</module>", '<module name="b">two two</module>'
 LONG = f"<module>{'long ' * 5}</module>".replace(" <", "<")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from vllm_promptcache.errors import PlanError
 from vllm_promptcache.ranking import Replicas
-from vllm_promptcache.sequence.codec import PLAN_KEY, unpack_plan
+from vllm_promptcache.sequence.codec import INLINE, PLAN_KEY, Plan, unpack_plan
 from vllm_promptcache.sequence.spans import ModuleSpan
 
 # A rank with this many requests more than the least busy one is passed over for it: about what a
@@ -59,7 +60,15 @@ class ModuleAffinity:
         except PlanError:
             return None  # the scheduler refuses it
         spans = packed.spans
-        return self.choose(spans, _loads(client), packed.schema) if spans else None
+        return self.choose(spans, _loads(client), _name(packed)) if spans else None
+
+
+def _name(plan: Plan) -> str:
+    """What prompts that read the same modules have in common: their schema, or the longest."""
+    if plan.schema != INLINE:
+        return plan.schema
+    longest = max(plan.spans, key=attrgetter("num_tokens")).key
+    return next((r.origin for r in plan.relocations if r.key == longest), longest).hex()
 
 
 def _loads(client: Any) -> list[float]:

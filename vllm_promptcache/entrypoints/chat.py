@@ -84,6 +84,11 @@ class PMLChat:
             if text is not None and kind_of(text) == "schema"
         ]
         first = next((i for i, m in enumerate(messages) if _role(m) not in _SYSTEM_ROLES), -1)
+        if form is not None and form.parts:
+            raise PlanError(
+                "prompt_modules.parts goes with completions",
+                'in a chat, mark parts of messages: {"type": "text", "text": ..., "module": true}',
+            )
         if form is not None:
             texts = _texts(messages[first]) if first >= 0 and not found else None
             if texts is None or None in texts or _role(messages[first]) != "user":

@@ -68,7 +68,9 @@ def is_to_plan(front_end: FrontEnd, prompt: Mapping[str, Any], options: RequestO
     if PLAN_FIELD in prompt:
         return False
     text = None if "prompt_token_ids" in prompt else prompt.get("prompt")
-    return options.form is not None or (isinstance(text, str) and front_end.is_pml(text))
+    if options.form is not None:
+        return True
+    return options.reads_pml and isinstance(text, str) and front_end.is_pml(text)
 
 
 def plan_request(

@@ -49,11 +49,11 @@ class PromptModuleRenderer(BaseRenderer):
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         options = current_options()
-        chat = PMLChat.find(messages, options.form, self.front_end.kind_of)
+        reader = self._reader(options)
+        chat = PMLChat.find(messages, options.form, reader.kind_of)
         if chat is not None:
             rendered = super().render_messages(chat.messages, params)
             return self._plan_chat(chat, params, options, *rendered)
-        reader = self._mark_reader(options)
         if not reader.has_modules(messages):
             return super().render_messages(messages, params)
         marked = MarkedChat.of(messages, reader)
@@ -62,20 +62,21 @@ class PromptModuleRenderer(BaseRenderer):
 
     async def render_messages_async(self, messages: Any, params: Any) -> Any:
         options = current_options()
-        chat = PMLChat.find(messages, options.form, self.front_end.kind_of)
+        reader = self._reader(options)
+        chat = PMLChat.find(messages, options.form, reader.kind_of)
         if chat is not None:
             rendered = await super().render_messages_async(chat.messages, params)
             return await self.planning.run(self._plan_chat, chat, params, options, *rendered)
-        reader = self._mark_reader(options)
         if not reader.has_modules(messages):
             return await super().render_messages_async(messages, params)
         marked = await self.planning.run(MarkedChat.of, messages, reader)
         rendered = await super().render_messages_async(marked.messages, params)
         return await self.planning.run(self._plan_marked, marked, params, options, *rendered)
 
-    def _mark_reader(self, options: RequestOptions) -> MarkReader:
+    def _reader(self, options: RequestOptions) -> MarkReader:
         reads_marks = self.front_end.reads_marks and options.has_marks
-        return MarkReader(self.front_end.kind_of, reads_marks, options.marked_texts)
+        kind_of = self.front_end.kind_of if options.reads_pml else _no_pml
+        return MarkReader(kind_of, reads_marks, options.marked_texts)
 
     def _plan_marked(
         self, marked: MarkedChat, params: Any, options: RequestOptions, chat: Any, prompt: Any
@@ -128,6 +129,10 @@ class PromptModuleRenderer(BaseRenderer):
 
     async def _process_tokens_async(self, prompt: Any, **kwargs: Any) -> Any:
         return keep_plan(prompt, await super()._process_tokens_async(prompt, **kwargs))
+
+
+def _no_pml(text: str) -> None:
+    return None
 
 
 def _untruncated(prompt: Any, params: Any) -> Any:

@@ -30,6 +30,7 @@ from vllm.entrypoints.serve.tokenize.protocol import (
 )
 
 from vllm_promptcache.entrypoints.anthropic_marks import TEXTS_FIELD, MarkedTexts
+from vllm_promptcache.entrypoints.prompt_parts import Parts, TextPart, nodes_of, part_texts
 from vllm_promptcache.errors import FieldError, PlanError
 from vllm_promptcache.pml import (
     DEFAULT_LIMITS,
@@ -67,6 +68,7 @@ class PromptModules(BaseModel):
 
     Attributes:
         schema_name: The schema, called `schema` in JSON.
+        parts: The prompt as texts and modules of no schema.
         imports: Paths of the modules to import, such as `trip-plan/miami`, in their order.
         arguments: Module path -> parameter -> value.
         encode: `exact` for answers as of a plain prefill, whatever the schema says.
@@ -76,11 +78,13 @@ class PromptModules(BaseModel):
         text: New text behind the modules, before that of the request's own prompt.
         detail: Whether the response tells what was reused.
         marks: Whether marked parts of messages are modules.
+        as_text: Whether PML in texts is text like any other.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     schema_name: _Name | None = Field(default=None, alias="schema")
+    parts: Parts = Field(default_factory=list)
     imports: list[_Path] = Field(default_factory=list, max_length=4096)
     arguments: dict[_Path, dict[_Name, str]] = Field(default_factory=dict)
     encode: Literal["exact"] | None = None
@@ -89,14 +93,24 @@ class PromptModules(BaseModel):
     text: str = ""
     detail: bool = False
     marks: bool = True
+    as_text: bool = False
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
+        if self.parts and (self.schema_name is not None or self.imports or self.arguments):
+            raise ValueError("parts go without a schema, imports and arguments")
         others = (self.imports, self.arguments, self.text, self.encode, self.repair)
         is_prompt = any(others) or self.max_kl is not None
-        if self.schema_name is None and is_prompt:
-            raise ValueError("imports, arguments, text, encode, repair and max_kl need a schema")
+        if self.schema_name is None and not self.parts and is_prompt:
+            raise ValueError(
+                "imports, arguments, text, encode, repair and max_kl need a schema or parts"
+            )
         return self
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it is a prompt, and not only says something about one."""
+        return self.schema_name is not None or bool(self.parts)
 
     def to_prompt(self, text: str, *, as_user: bool = False) -> Prompt:
         """Returns the prompt's tree; every character of its text is as it was sent.
@@ -109,9 +123,11 @@ class PromptModules(BaseModel):
             FieldError: It is too large, or an argument is for no import.
         """
         self._check(text)
-        assert self.schema_name is not None, "others do not ask for a prompt"
+        assert self.is_prompt, "others do not ask for a prompt"
         place = FieldLocation(REQUEST_FIELD)
-        children = (*self._imports(), *_new_text(self.text + text, as_user=as_user))
+        parts = nodes_of([*self.parts, TextPart(text=self.text + text)], f"{REQUEST_FIELD}.parts")
+        new = parts if self.parts else _new_text(self.text + text, as_user=as_user)
+        children = (*self._imports(), *new)
         return Prompt(
             schema=self.schema_name,
             is_exact=self.encode == "exact",
@@ -125,7 +141,8 @@ class PromptModules(BaseModel):
     def _check(self, text: str) -> None:
         """Checks what tokenizers and the rest of the front end are not made for."""
         given = (text for item in self.arguments.values() for pair in item.items() for text in pair)
-        texts = (text, self.text, *self.imports, *self.arguments, *given)
+        own = part_texts(self.parts)
+        texts = (text, self.text, *own, *self.imports, *self.arguments, *given)
         num_bytes, limit = sum(map(size_bytes, texts)), DEFAULT_LIMITS.max_document_bytes
         if num_bytes > limit:
             message = f"the prompt has {num_bytes} bytes, more than {limit}"
@@ -182,6 +199,7 @@ class RequestOptions:
             for nothing that goes without modules only.
         form: The prompt without markup, if the request brings one.
         has_detail: Whether the response tells what was reused.
+        reads_pml: Whether its texts may be PML.
     """
 
     cache_salt: str | None = None
@@ -193,12 +211,14 @@ class RequestOptions:
     marked_texts: tuple[str, ...] = ()
     form: PromptModules | None = field(init=False)
     has_detail: bool = field(init=False)
+    reads_pml: bool = field(init=False)
 
     def __post_init__(self) -> None:
         modules = self.prompt_modules
-        has_form = modules is not None and modules.schema_name is not None
+        has_form = modules is not None and modules.is_prompt
         object.__setattr__(self, "form", modules if has_form else None)
         object.__setattr__(self, "has_detail", modules is not None and modules.detail)
+        object.__setattr__(self, "reads_pml", modules is None or not modules.as_text)
 
     def check(self) -> None:
         """Refuses a PML prompt in requests that it does not go with.

@@ -108,6 +108,8 @@ def _items(
         match child:
             case Text():
                 yield Piece(child.text, child.location)
+            case Inline(text=""):
+                pass  # it was white space, which the template drops
             case Inline():
                 yield Piece(child.text, child.location, inline=child)
             case Role():
@@ -175,10 +177,10 @@ def _wrapped(role: Role[Any], tokenizer: LayoutTokenizer) -> Iterator[Item]:
 
 
 def _stripped(role: Role[Any]) -> list[Any]:
-    """The role's children without white space at the ends of its direct text."""
+    """The role's children without white space at the ends of its own text."""
     children = list(role.children)
-    if role.opens and children and isinstance(children[0], Text):
+    if role.opens and children and isinstance(children[0], Text | Inline):
         children[0] = replace(children[0], text=children[0].text.lstrip())
-    if role.closes and children and isinstance(children[-1], Text):
+    if role.closes and children and isinstance(children[-1], Text | Inline):
         children[-1] = replace(children[-1], text=children[-1].text.rstrip())
     return children

@@ -26,9 +26,7 @@ from vllm_promptcache.pml.ast import (
     Source,
     Text,
 )
-
-INLINE = "(inline)"
-"""Stands for the schema of prompts that name none; no schema can have this name."""
+from vllm_promptcache.sequence.codec import INLINE
 
 _START = Location(1, 1)
 # No two modules have the same index, whatever prompts they meet in.

@@ -12,6 +12,7 @@ from vllm_promptcache.layout.content import has_imports, roles_in
 from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.plan.chat import Chat
 from vllm_promptcache.pml.ast import (
+    Inline,
     Module,
     Param,
     Prompt,
@@ -184,7 +185,7 @@ def _closed(prompt: Prompt, children: Sequence[PromptNode]) -> list[PromptNode]:
         del rest[0]
     else:
         text: list[PromptNode] = []
-        while bare and isinstance(bare[-1], Text):
+        while bare and isinstance(bare[-1], Text | Inline):
             text.insert(0, bare.pop())
         closing = Role("user", tuple(text), prompt.location, opens=False)
     for node in filter(has_imports, rest):
@@ -196,7 +197,7 @@ def _closed(prompt: Prompt, children: Sequence[PromptNode]) -> list[PromptNode]:
 def _as_user(children: Iterable[PromptNode]) -> list[PromptNode]:
     """Nodes without imports, with text that stands in no role in user messages."""
     nodes: list[PromptNode] = []
-    for is_text, group in groupby(children, lambda node: isinstance(node, Text)):
+    for is_text, group in groupby(children, lambda node: isinstance(node, Text | Inline)):
         found = tuple(group)
         nodes += [Role("user", found, found[-1].location)] if is_text else found
     return nodes

@@ -24,6 +24,9 @@ from vllm_promptcache.sequence.spans import (
 T = TypeVar("T")
 
 PLAN_KEY = "prompt_modules"
+INLINE = "(inline)"
+"""Stands for the schema of prompts that name none; no schema can have this name."""
+
 # Beside the plan: what its modules are called and read as, where the client wants to know.
 DETAIL_KEY = "prompt_module_detail"
 

@@ -16,6 +16,7 @@ from prometheus_client import multiprocess
 
 from vllm_promptcache.compat.wrap import wrap
 from vllm_promptcache.log import module_logger
+from vllm_promptcache.sequence.codec import INLINE
 
 OTHER = "(other)"
 """Stands for all schemas without series of their own; no schema can have this name."""
@@ -59,7 +60,7 @@ class SchemaSeries:
         while not is_used:
             num_forgotten = self._num_forgotten
             # Not under the lock: it may forget schemas itself.
-            is_served = self._served is None or name in self._served()
+            is_served = self._served is None or name == INLINE or name in self._served()
             with self._lock:
                 if num_forgotten == self._num_forgotten:
                     yield self._admit(name) if is_served else OTHER
@@ -90,7 +91,7 @@ class SchemaSeries:
         removes no series from its files. Can go when `remove_by_labels` does.
         """
         served = self._served() if self._served is not None else ()
-        shown: set[str | None] = {None, OTHER, *served}
+        shown: set[str | None] = {None, OTHER, INLINE, *served}
         for metric in original(collector):
             if metric.name.startswith(PREFIX):
                 metric.samples = [s for s in metric.samples if s.labels.get(LABEL) in shown]
