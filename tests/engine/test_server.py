@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.engine.collector import Collector, collecting
 from tests.engine.endpoints import PROMPT, Endpoints
+from tests.engine.marked_clients import NUM_DOCUMENTS, NUM_WORDS, MarkedClients
 from tests.engine.server import ENGINE_OPTIONS, MODEL_NAME, VLLM, environment, running_server
 
 SCHEMA = """\
@@ -119,6 +121,40 @@ def test_a_conversation_finds_its_first_turn(url: str) -> None:
     assert second.num_cached_tokens >= first.num_prompt_tokens // 32 * 32
     assert again.num_cached_tokens >= second.num_prompt_tokens // 32 * 32
     assert again.texts == second.texts
+
+
+def test_clients_that_mark_documents_find_them_in_any_order(url: str) -> None:
+    """OpenAI's and Anthropic's own packages; all but the question and the template is read."""
+    clients = MarkedClients(url, MODEL_NAME)
+    for number in range(NUM_DOCUMENTS):
+        clients.chat([number])
+    for order in clients.orders(3, seed=0):
+        plain = clients.chat(order, extra_body={"prompt_modules": {"marks": False}})
+        marked = clients.chat(order)
+        assert marked.num_tokens == plain.num_tokens
+        assert clients.chat(order, {"module": True}) == marked
+    for ask in (clients.chat, clients.response, clients.message):
+        for order in clients.orders(3, seed=1):
+            ask(order)  # Rules behind other text are other modules.
+        for order in clients.orders(3, seed=2):
+            usage = ask(order)
+            assert usage.num_tokens - usage.num_cached < 30
+            assert usage.text
+    assert clients.tool_result(0).num_cached > NUM_WORDS
+
+
+def test_a_conversation_with_marks_streams_and_has_detail(url: str) -> None:
+    clients = MarkedClients(url, MODEL_NAME)
+    asked = {"prompt_modules": {"detail": True}, "cache_salt": "tenant"}
+    body = {"messages": [clients._user([0, 1], "text", {"module": True})], "max_tokens": 4}
+    body |= {"model": MODEL_NAME, "stream_options": {"include_usage": True}, "stream": True}
+    for status in ("encoded", "hit"):
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body | asked, timeout=120)
+        *_, last, done = [line[6:] for line in answer.text.splitlines() if line]
+        told = json.loads(last)["prompt_modules"]
+        assert [module["path"] for module in told] == ["", "#1", "#2"]
+        assert {module["status"] for module in told[1:]} == {status}
+        assert done == "[DONE]"
 
 
 def test_tenants_do_not_share_private_modules(url: str) -> None:

@@ -15,7 +15,7 @@ from vllm_promptcache.entrypoints.marked_chat import MarkedChat
 from vllm_promptcache.entrypoints.marks import MarkReader
 from vllm_promptcache.errors import PMLError, UnsupportedError
 from vllm_promptcache.plan.written import WrittenText
-from vllm_promptcache.pml import Inline, prompt_kind
+from vllm_promptcache.pml import FieldLocation, Inline, prompt_kind
 
 TEMPLATES = {
     name: value
@@ -62,7 +62,7 @@ def test_marked_parts_are_modules(mark: dict[str, Any]) -> None:
     messages = [user(part("One.", **mark), part("Two.", **mark), part("What?"))]
     assert READER.has_modules(messages)
     found = written(messages)
-    assert modules(found) == ["One.\n", "Two."]
+    assert modules(found) == ["One.\n", "Two.\n"]
     assert {p.role for p in found.parts if isinstance(p, Inline)} == {"user"}
 
 
@@ -119,12 +119,28 @@ def test_what_it_begins_with_is_the_systems() -> None:
     }
     found = written([system, user(part("Doc.", **EPHEMERAL), part("What?"))])
     assert found.beginning == "<|im_start|>system\nRules."
-    assert modules(found) == ["More.", "Doc."]
+    assert modules(found) == ["More.", "Doc.\n"]
     assert [p.role for p in found.parts if isinstance(p, Inline)] == ["system", "user"]
     # A user's own text is in no module that others may have.
     found = written([user(part("My secret."), part("Doc.", **EPHEMERAL))])
     assert "My secret." not in found.beginning
     assert modules(found) == ["Doc."]
+
+
+def test_texts_that_are_marked_wherever_they_stand() -> None:
+    reader = MarkReader(prompt_kind, reads_marks=True, texts=frozenset(("One", "One. Two.")))
+    place = FieldLocation("here")
+
+    def cut(text: str) -> list[str]:
+        nodes = reader.nodes(text, text, "user", place)
+        assert "".join(node.text for node in nodes) == text
+        return [node.text for node in nodes if isinstance(node, Inline)]
+
+    assert cut("One") == ["One"]
+    assert cut("Rules. One. Two. Three, One") == ["One. Two.", "One"]
+    assert cut("OneOne. Two.One and") == ["One", "One. Two.", "One"]
+    assert cut("none") == []
+    assert reader.has_modules([])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

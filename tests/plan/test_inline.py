@@ -102,6 +102,11 @@ def test_a_salt_makes_other_modules(planner: Planner) -> None:
     prompts = [origins(plan(planner, f"{ONE} x", salt)) for salt in (None, "a", "b", "a")]
     assert prompts[1] == prompts[3]
     assert len({frozenset(found) for found in prompts}) == 3
+    beginnings = set()
+    for salt in (None, "a", "b"):
+        written = WrittenText("Be kind. ", [Text("x", FieldLocation("here"))], is_chat=True)
+        beginnings |= origins(planner.plan_written(written, salt=salt))
+    assert len(beginnings) == 3
     contexts = [
         {m.key for m in plan(planner, f"{ONE} x", salt).request.modules} for salt in (None, "a")
     ]

@@ -7,6 +7,7 @@ reads the very text that it would read without them, whatever the template.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -94,23 +95,15 @@ class MarkedChat:
 
     def _probe(self, place: Part) -> str:
         self.places.append(place)
-        return _probe(self.probe, len(self.places))
+        return f"{self.probe}-{len(self.places)}-"
 
     def _gaps(self, probed: str) -> list[str]:
         """Text around the probes."""
-        gaps = []
-        for number in range(1, len(self.places) + 1):
-            probe = _probe(self.probe, number)
-            gap, found, probed = probed.partition(probe)
-            if not found or probe in probed:
-                message = "the model's chat template changes the order of messages, or drops some"
-                raise UnsupportedError(message)
-            gaps.append(gap)
-        return [*gaps, probed]
-
-
-def _probe(start: str, number: int) -> str:
-    return f"{start}-{number}-"
+        pieces = re.split(f"{self.probe}-([0-9]+)-", probed)
+        if pieces[1::2] != [str(number + 1) for number in range(len(self.places))]:
+            message = "the model's chat template changes the order of messages, or drops some"
+            raise UnsupportedError(message)
+        return pieces[::2]
 
 
 def _is_system(part: Part) -> bool:
@@ -155,19 +148,20 @@ def _trimmed(text: str) -> Iterator[str]:
 def _joined(parts: Iterable[Part]) -> Iterator[Part]:
     """Parts without empty ones, texts that follow each other as one.
 
-    White space between two modules goes to the first one, so that it need not be computed.
+    Line ends behind a module are the module's: servers join the parts of a message with them, and
+    they need not be computed then.
     """
     groups = [list(group) for _, group in groupby((p for p in parts if p.text), type)]
+    line_ends = ""
     for number, group in enumerate(groups):
-        is_inner = 0 < number < len(groups) - 1
         if isinstance(group[0], Text):
-            if not is_inner or _text(group).strip():
-                yield replace(group[0], text=_text(group))
+            text = _text(group)[len(line_ends) :]
+            yield from [replace(group[0], text=text)] if text else []
             continue
-        glue = _text(groups[number + 1]) if number + 2 < len(groups) else ""
+        behind = _text(groups[number + 1]) if number + 1 < len(groups) else ""
+        line_ends = behind[: len(behind) - len(behind.lstrip("\n"))]
         *others, last = group
-        yield from others
-        yield last if glue.strip() else replace(last, text=last.text + glue)
+        yield from (*others, replace(last, text=last.text + line_ends))
 
 
 def _text(parts: Iterable[Part]) -> str:

@@ -6,8 +6,7 @@ or with `"module": true`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +26,9 @@ from vllm_promptcache.pml import (
 MARKS = ("cache_control", "prompt_cache_breakpoint", "module")
 """Keys of a part of content that make it a module, unless they are false or null."""
 
+# Marked texts that are looked for within others; hosted APIs allow four marks.
+_MAX_TEXTS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class MarkReader:
@@ -40,7 +42,7 @@ class MarkReader:
 
     kind_of: Callable[[str], PromptKind | None]
     reads_marks: bool
-    texts: Collection[str] = ()
+    texts: frozenset[str] = frozenset()
 
     def has_modules(self, messages: Iterable[Any]) -> bool:
         """Whether there is any. Takes microseconds, since every conversation is asked."""
@@ -69,17 +71,26 @@ class MarkReader:
             return [_inline(text, role, place)]
         if not self.texts or not self.reads_marks:
             return [Text(text, place)]
-        # Each second one is a marked text.
         return [
-            _inline(piece, role, place) if number % 2 else Text(piece, place)
-            for number, piece in enumerate(self._marked_texts().split(text))
-            if piece
+            _inline(piece, role, place) if piece in self.texts else Text(piece, place)
+            for piece in self._pieces(text)
         ]
 
-    def _marked_texts(self) -> re.Pattern[str]:
-        """Finds marked texts, long ones first: one may begin with another."""
-        texts = sorted(set(self.texts), key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, texts))})")
+    def _pieces(self, text: str) -> list[str]:
+        """A text cut at the marked texts in it, long ones first: one may hold another."""
+        if text in self.texts:
+            return [text]
+        pieces = [text]
+        for marked in sorted(self.texts, key=len, reverse=True)[:_MAX_TEXTS]:
+            pieces = [part for piece in pieces for part in self._cut(piece, marked)]
+        return pieces
+
+    def _cut(self, piece: str, marked: str) -> Iterator[str]:
+        if piece in self.texts or marked not in piece:
+            yield piece
+            return
+        for number, part in enumerate(piece.split(marked)):
+            yield from (marked, part)[number == 0 :] if part else (marked,)[number == 0 :]
 
     def _is_marked(self, part: Any) -> bool:
         if not self.reads_marks or not isinstance(part, Mapping):

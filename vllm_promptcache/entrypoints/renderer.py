@@ -76,7 +76,7 @@ class PromptModuleRenderer(BaseRenderer):
     def _reader(self, options: RequestOptions) -> MarkReader:
         reads_marks = self.front_end.reads_marks and options.has_marks
         kind_of = self.front_end.kind_of if options.reads_pml else _no_pml
-        return MarkReader(kind_of, reads_marks, options.marked_texts)
+        return MarkReader(kind_of, reads_marks, frozenset(options.marked_texts))
 
     def _plan_marked(
         self, marked: MarkedChat, params: Any, options: RequestOptions, chat: Any, prompt: Any

@@ -51,7 +51,12 @@ from vllm_promptcache.policies import Repair, check_repair
 REQUEST_FIELD = "prompt_modules"
 
 # What a request may ask for that goes without modules only.
-_WITHOUT_MODULES = ("use_beam_search", "prompt_logprobs", "truncate_prompt_tokens")
+_WITHOUT_MODULES = (
+    "use_beam_search",
+    "prompt_logprobs",
+    "truncate_prompt_tokens",
+    "add_special_tokens",
+)
 
 # Half a character, which JSON can say but no tokenizer can read.
 _SURROGATE = re.compile("[\ud800-\udfff]")

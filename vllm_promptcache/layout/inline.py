@@ -90,9 +90,9 @@ def schema_of(inline: Inline, *, private: bool) -> Schema:
     )
 
 
-def schema_without_modules(text: str = "") -> Schema:
+def schema_without_modules(text: str, *, private: bool) -> Schema:
     """The schema of prompts that name none; `text` is what they begin with."""
-    return _schema((Text(text, _START),) if text else (), private=False)
+    return _schema((Text(text, _START),) if text else (), private)
 
 
 def _schema(children: tuple[SchemaNode, ...], private: bool) -> Schema:

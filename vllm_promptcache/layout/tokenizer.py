@@ -79,6 +79,7 @@ class LayoutTokenizer:
 
     def within_chat(self) -> LayoutTokenizer:
         """The same tokenizer for text that a chat template has written, BOS and all."""
+        self.encode([" "])  # so that the copy has what this derives
         within = copy(self)
         within._is_chat = True
         return within

@@ -12,6 +12,7 @@ from vllm_promptcache.layout.derived import Derived
 from vllm_promptcache.layout.inline import InlineModule, schema_of, taken_out
 from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.module_layout import ModuleLayout
+from vllm_promptcache.layout.roles import ChatRoles
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.size import module_bytes
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
@@ -40,24 +41,29 @@ class InlineModules:
         Raises:
             PMLError: It is longer than the model's context.
         """
-        inline, tokenizer = self._in_role(inline)
+        inline, roles = self._in_role(inline)
         digest = sha256(inline.text.encode(errors="surrogatepass")).digest()
-        roles = tokenizer.roles if inline.role else None
         key = ("inline", digest, inline.role, inline.encode, inline.repair, tenant, roles)
-        return self.derived.get(key, lambda: self._make(inline, tokenizer, tenant), _own_bytes)
+        return self.derived.get(key, lambda: self._make(inline, roles, tenant), _own_bytes)
 
-    def _in_role(self, inline: Inline) -> tuple[Inline, LayoutTokenizer]:
-        """The module in its message, or in none where the template's cannot be known."""
+    def _in_role(self, inline: Inline) -> tuple[Inline, ChatRoles | None]:
+        """The module in its message, or in none where the template's cannot be known.
+
+        What the template writes before a conversation is no part of it: that may be the date.
+        """
         if inline.role is None:
-            return inline, self.tokenizer
+            return inline, None
         try:
-            tokenizer = self.tokenizer.now()
+            roles = self.tokenizer.now().roles
         except UnsupportedError:
-            return replace(inline, role=None), self.tokenizer
-        is_there = inline.role in tokenizer.roles.wrappers
-        return (inline if is_there else replace(inline, role=None)), tokenizer
+            return replace(inline, role=None), None
+        if inline.role not in roles.wrappers:
+            return replace(inline, role=None), None
+        wrappers = {inline.role: roles.wrappers[inline.role]}
+        return inline, replace(roles, wrappers=wrappers, preamble="", generation_prompt="")
 
-    def _make(self, inline: Inline, tokenizer: LayoutTokenizer, tenant: bytes) -> InlineModule:
+    def _make(self, inline: Inline, roles: ChatRoles | None, tenant: bytes) -> InlineModule:
+        tokenizer = self.tokenizer if roles is None else self.tokenizer.with_roles(roles)
         layout = self.lay_out(schema_of(inline, private=bool(tenant)), tokenizer)
         made = taken_out(salted(layout, tenant) if tenant else layout)
         return self._sharing(made)

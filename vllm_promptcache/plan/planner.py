@@ -66,7 +66,7 @@ class Planner:
         compiler, lay_out = self.schemas.compiler, self._lay_out(salt, reuse=reuse)
         if prompt.schema is None:
             beginning, tokenizer = compiler.beginning(prompt)
-            compiled = self.schemas.nameless(beginning)
+            compiled = self.schemas.nameless(beginning, tenant_of(salt))
             prompt = compiler.allowed(prompt, compiled.layout)
             plan = lay_out(prompt, compiled.layout, tokenizer, before=beginning or None)
             return plan if reuse else baseline(plan)
@@ -89,7 +89,9 @@ class Planner:
         Raises:
             PMLError: It does not fit the model, or is over a budget.
         """
-        compiled = self.schemas.nameless(written.beginning, is_chat=written.is_chat)
+        compiled = self.schemas.nameless(
+            written.beginning, tenant_of(salt), is_chat=written.is_chat
+        )
         prompt = self.schemas.compiler.allowed(written.prompt, compiled.layout)
         lay_out, before = self._lay_out(salt, reuse=True), written.beginning or None
         return lay_out(prompt, compiled.layout, compiled.tokenizer, before=before)

@@ -12,6 +12,7 @@ from threading import Lock
 from vllm_promptcache.errors import NotFoundError
 from vllm_promptcache.layout.derived import DerivedCache
 from vllm_promptcache.layout.inline import schema_without_modules
+from vllm_promptcache.layout.keys import salted
 from vllm_promptcache.layout.schema_layout import SchemaLayout
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.plan.compiled import Compiled, SchemaCompiler
@@ -56,22 +57,25 @@ class Schemas:
 
         return InlineModules(self.compiler.tokenizer, lay_out, derived)
 
-    def nameless(self, beginning: str, *, is_chat: bool = False) -> Compiled:
+    def nameless(self, beginning: str, tenant: bytes, *, is_chat: bool = False) -> Compiled:
         """The schema of prompts that name none: it has no modules.
 
         Args:
             beginning: Its text.
+            tenant: Whose prompts they are; empty for all who say none.
             is_chat: Whether a chat template has written that.
         """
         digest = sha256(beginning.encode(errors="surrogatepass")).digest()
         derived, tokenizer = self._nameless, self.compiler.tokenizer
 
         def make() -> Compiled:
-            schema = schema_without_modules(beginning)
+            schema = schema_without_modules(beginning, private=bool(tenant))
             known = tokenizer.within_chat() if is_chat else tokenizer
-            return self.compiler.lay_out(schema, known, derived.part())
+            made = self.compiler.lay_out(schema, known, derived.part())
+            return replace(made, layout=salted(made.layout, tenant)) if tenant else made
 
-        return derived.get(("beginning", digest, is_chat), make, lambda made: made.num_bytes)
+        key = ("beginning", digest, tenant, is_chat)
+        return derived.get(key, make, lambda made: made.num_bytes)
 
     @property
     def layouts(self) -> Mapping[str, SchemaLayout]:
