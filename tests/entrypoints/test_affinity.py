@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from vllm_promptcache.entrypoints.affinity import ModuleAffinity
+from tests.layout.templates import CHATML
+from tests.layout.word_tokenizer import WordTokenizer
+from tests.plan.planning import make_planner
+from vllm_promptcache.entrypoints.affinity import ModuleAffinity, group_name
 from vllm_promptcache.sequence.runs import Run
 from vllm_promptcache.sequence.spans import ModuleSpan
 
@@ -42,3 +45,14 @@ def test_front_ends_agree_on_new_schemas_and_spread_them() -> None:
     # Their first prompts import different modules.
     assert chosen == [two.choose(spans(f"{name}/b"), [0, 0], name) for name in names]
     assert 25 < sum(chosen) < 75
+
+
+def test_prompts_without_a_schema_go_where_their_longest_module_went() -> None:
+    planner = make_planner(WordTokenizer(CHATML), max_model_len=2000, block_size=4)
+
+    def name(children: str) -> str:
+        return group_name(planner.plan(f"<prompt>{children}</prompt>").request)
+
+    long, short = "<module>a b c d e</module>", "<module>f g</module>"
+    assert name(f"{long} x") == name(f"y {short}{long} z")
+    assert name(f"{long} x") != name(f"{short} x")

@@ -60,10 +60,10 @@ class ModuleAffinity:
         except PlanError:
             return None  # the scheduler refuses it
         spans = packed.spans
-        return self.choose(spans, _loads(client), _name(packed)) if spans else None
+        return self.choose(spans, _loads(client), group_name(packed)) if spans else None
 
 
-def _name(plan: Plan) -> str:
+def group_name(plan: Plan) -> str:
     """What prompts that read the same modules have in common: their schema, or the longest."""
     if plan.schema != INLINE:
         return plan.schema
