@@ -44,6 +44,8 @@ def test_the_modules_of_a_prompt(body: Any) -> None:
         b"[" * 100_000,
         {"prompt": "plain"},
         {"prompt": 7},
+        {"messages": 7},
+        {"messages": [{"content": [{"text": 7, "module": True}]}]},
         {"prompt": "<prompt schema='open"},
         [1, 2],
         None,
@@ -52,6 +54,17 @@ def test_the_modules_of_a_prompt(body: Any) -> None:
 )
 def test_others_have_none(body: Any) -> None:
     assert hint(body) is None
+
+
+def test_marked_chats_have_the_longest_marked_text_in_common() -> None:
+    def chat(*texts: str, field: str = "messages") -> Hint | None:
+        parts = [{"type": "text", "text": t, "cache_control": {"type": "ephemeral"}} for t in texts]
+        content = [*parts, {"type": "text", "text": "Who is to blame, and what is to be done?"}]
+        return hint({field: [{"role": "user", "content": content}, "x", {"content": 7}]})
+
+    assert chat("short", "a longer one") == chat("a longer one", "other", field="input")
+    assert chat("short") != chat("a longer one") is not None
+    assert chat() is None
 
 
 def test_routes_of_a_schema() -> None:

@@ -58,6 +58,29 @@ def planning_attacks(model: str, max_model_len: int) -> Iterator[Attack]:
             modules = {"prompt_modules": form | {"schema": layout}}
             body = {"model": model, "prompt": "Hi.", "max_tokens": NUM_TOKENS} | modules
             yield _attack(f"{layout}: {name}", "/v1/completions", body)
+    yield from _without_schema(model, max_model_len)
+
+
+def _without_schema(model: str, max_model_len: int) -> Iterator[Attack]:
+    """Modules that stand in prompts and messages."""
+    number = max_model_len // 3
+    inline = "".join(f"<module>w{i}</module>" for i in range(number))
+    parts = [{"type": "text", "text": f"w{i}", "module": i % 2} for i in range(number)]
+    numbers = {f"{number} modules": inline, "20,000 modules": "<module>w</module>" * 20_000}
+    for name, inner in numbers.items():
+        yield _completion(f"inline: {name}", model, prompt=f"<prompt>{inner} x</prompt>")
+    huge = f"<prompt><module>{'x ' * 200_000}</module></prompt>"
+    yield _completion("inline: 400 KB", model, prompt=huge)
+    form = {"parts": [{"module": f"w{i}"} for i in range(4_096)]}
+    yield _completion("form: 4,096 parts", model, prompt="Hi.", prompt_modules=form)
+    for name, content in (("each other", parts), ("20,000", parts[1:2] * 20_000)):
+        body = {"model": model, "messages": [{"role": "user", "content": content}]}
+        body |= {"max_tokens": NUM_TOKENS}
+        yield _attack(f"marks: {name} part", "/v1/chat/completions", body)
+
+
+def _completion(name: str, model: str, **body: Any) -> Attack:
+    return _attack(name, "/v1/completions", {"model": model, "max_tokens": NUM_TOKENS} | body)
 
 
 def _attack(name: str, target: str, body: dict[str, Any]) -> Attack:

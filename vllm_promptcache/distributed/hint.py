@@ -12,7 +12,8 @@ from urllib.parse import unquote
 import msgspec
 
 from vllm_promptcache.distributed.http import HttpRequest
-from vllm_promptcache.pml import is_prompt
+from vllm_promptcache.entrypoints.marks import is_marked
+from vllm_promptcache.pml import prompt_kind
 
 SCHEMAS_PATH = "/v1/prompt_schemas"
 # What a prompt imports beyond these changes little.
@@ -53,7 +54,8 @@ class Hint:
             return None  # the server says what is wrong with it
         if request.path == SCHEMAS_PATH:
             return _of_schema(body)
-        return next((_of_prompt(text) for text in _texts(body) if is_prompt(text)), None)
+        prompts = (_of_prompt(text) for text in _texts(body) if prompt_kind(text) == "schema")
+        return next(prompts, None) or _of_marks(body)
 
 
 def module_key(schema: str, module: str) -> bytes:
@@ -72,6 +74,18 @@ def _of_prompt(text: str) -> Hint | None:
         return None
     names = dict.fromkeys(tag[1] for tag in _TAG.finditer(text, found.end()))
     return Hint(found[1] or found[2] or "", tuple(names)[:MAX_NUM_MODULES])
+
+
+def _of_marks(body: Any) -> Hint | None:
+    """Chats go where others went whose longest marked text is the same, as if it was a schema."""
+    messages = body.get("messages", body.get("input")) if isinstance(body, dict) else None
+    turns = messages if isinstance(messages, list) else ()
+    contents = (turn.get("content") for turn in turns if isinstance(turn, dict))
+    parts = (part for content in contents if isinstance(content, list) for part in content)
+    texts = (part.get("text") for part in parts if is_marked(part))
+    longest = max((text for text in texts if isinstance(text, str)), key=len, default="")
+    digest = blake2b(longest.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+    return Hint(f"#{digest}") if longest else None
 
 
 def _texts(value: Any) -> Iterator[str]:

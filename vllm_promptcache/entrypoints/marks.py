@@ -47,7 +47,7 @@ class MarkReader:
     def has_modules(self, messages: Iterable[Any]) -> bool:
         """Whether there is any. Takes microseconds, since every conversation is asked."""
         return (self.reads_marks and bool(self.texts)) or any(
-            text and (self._is_marked(part) or self.kind_of(text) == "inline")
+            text and ((self.reads_marks and is_marked(part)) or self.kind_of(text) == "inline")
             for message in messages
             for part, text in parts_of(message)
         )
@@ -67,7 +67,7 @@ class MarkReader:
         if self.kind_of(text) == "inline":
             prompt = parse_prompt(text)
             return [_in_message(node, role, prompt.source) for node in prompt.children]
-        if self._is_marked(part):
+        if self.reads_marks and is_marked(part):
             return [_inline(text, role, place)]
         if not self.texts or not self.reads_marks:
             return [Text(text, place)]
@@ -92,10 +92,10 @@ class MarkReader:
         for number, part in enumerate(piece.split(marked)):
             yield from (marked, part)[number == 0 :] if part else (marked,)[number == 0 :]
 
-    def _is_marked(self, part: Any) -> bool:
-        if not self.reads_marks or not isinstance(part, Mapping):
-            return False
-        return any(part.get(mark) not in (None, False) for mark in MARKS)
+
+def is_marked(part: Any) -> bool:
+    """Whether a part of content is marked as a module."""
+    return isinstance(part, Mapping) and any(part.get(mark) not in (None, False) for mark in MARKS)
 
 
 def _inline(text: str, role: RoleName, place: FieldLocation) -> Inline:

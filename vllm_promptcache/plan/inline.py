@@ -18,6 +18,9 @@ from vllm_promptcache.layout.size import module_bytes
 from vllm_promptcache.layout.tokenizer import LayoutTokenizer
 from vllm_promptcache.pml.ast import Inline, Schema
 
+# Of one with other roles: the primer's tokens, mostly.
+_TOKENIZER_BYTES = 20_000
+
 LayOutSchema: TypeAlias = Callable[[Schema, LayoutTokenizer], SchemaLayout]
 
 
@@ -63,10 +66,15 @@ class InlineModules:
         return inline, replace(roles, wrappers=wrappers, preamble="", generation_prompt="")
 
     def _make(self, inline: Inline, roles: ChatRoles | None, tenant: bytes) -> InlineModule:
-        tokenizer = self.tokenizer if roles is None else self.tokenizer.with_roles(roles)
+        tokenizer = self.tokenizer if roles is None else self._with_roles(roles)
         layout = self.lay_out(schema_of(inline, private=bool(tenant)), tokenizer)
         made = taken_out(salted(layout, tenant) if tenant else layout)
         return self._sharing(made)
+
+    def _with_roles(self, roles: ChatRoles) -> LayoutTokenizer:
+        """One for all modules: it has the primer's tokens."""
+        key, make = ("tokenizer", roles), lambda: self.tokenizer.with_roles(roles)
+        return self.derived.get(key, make, lambda _: _TOKENIZER_BYTES + roles.num_chars)
 
     def _sharing(self, made: InlineModule) -> InlineModule:
         """The same module behind contexts that others have as well, which take memory once."""
