@@ -182,7 +182,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name of an embedded model, or path")
-    parser.add_argument("--runs", type=int, default=60, help="requests of each kind (default: 60)")
+    parser.add_argument("--runs", type=int, default=20, help="requests of each kind (default: 20)")
     args = parser.parse_args()
     print(cpu_name(), file=sys.stderr)
     model = str(embedded_model(args.model)) if args.model in MODELS else args.model
