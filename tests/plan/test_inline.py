@@ -104,7 +104,7 @@ def test_a_salt_makes_other_modules(planner: Planner) -> None:
     assert len({frozenset(found) for found in prompts}) == 3
     beginnings = set()
     for salt in (None, "a", "b"):
-        written = WrittenText("Be kind. ", [Text("x", FieldLocation("here"))], is_chat=True)
+        written = WrittenText("Be kind. ", [Text("x", FieldLocation("here"))])
         beginnings |= origins(planner.plan_written(written, salt=salt))
     assert len(beginnings) == 3
     contexts = [
@@ -209,11 +209,11 @@ def test_roles_are_written_as_the_template_writes_them(
 
 
 def test_a_written_text_has_a_beginning_that_others_share(planner: Planner) -> None:
-    def planned(end: str, is_chat: bool = True) -> PromptPlan:
+    def planned(end: str) -> PromptPlan:
         place = FieldLocation("here")
         module = Inline("one one one", "user", None, None, None, place)
         parts = [Text(f"{end} ", place), module, Text(" x", place)]
-        return planner.plan_written(WrittenText("<s> Be kind to all. ", parts, is_chat))
+        return planner.plan_written(WrittenText("<s> Be kind to all. ", parts))
 
     first, second = planned("Read"), planned("Look here")
     assert first.request.has_root
@@ -234,10 +234,5 @@ def exact(plan: PromptPlan) -> set[str]:
 def test_bos_is_where_the_template_writes_it(beginning: str, adds_bos: bool) -> None:
     tokenizer = WordTokenizer(CHATML, bos="<s>", adds_bos=adds_bos)
     planner = make_planner(tokenizer, max_model_len=2000, block_size=4)
-    for is_chat in (True, False):
-        written = WrittenText(beginning, [Text("x y", FieldLocation("here"))], is_chat)
-        found = planner.plan_written(written).prompt_token_ids
-        expected = tokenizer.ids(written.text)
-        if adds_bos and not is_chat and not beginning.startswith("<s>"):
-            expected = [*tokenizer.ids("<s>"), *expected]
-        assert found == expected
+    written = WrittenText(beginning, [Text("x y", FieldLocation("here"))])
+    assert planner.plan_written(written).prompt_token_ids == tokenizer.ids(written.text)

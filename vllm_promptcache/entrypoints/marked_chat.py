@@ -70,10 +70,11 @@ class MarkedChat:
         # A system message stands first in all prompts that have it.
         if _is_system(parts[0]):
             beginning = replace(beginning, text=beginning.text + parts.pop(0).text)
-        return WrittenText(beginning.text, list(_joined(parts)), is_chat=True)
+        return WrittenText(beginning.text, list(_joined(parts)))
 
     def _add(self, index: int, message: Any, reader: MarkReader) -> None:
-        role = _ROLES.get(message["role"], "user")
+        name = message.get("role") if isinstance(message, Mapping) else None
+        role = _ROLES.get(name or "", "user")
         written, probed = [], []
         for number, (part, text) in enumerate(parts_of(message)):
             place = FieldLocation(f"messages[{index}].content[{number}]")

@@ -36,7 +36,7 @@ from vllm_promptcache.entrypoints.request_options import (
     current_options,
     preprocess,
 )
-from vllm_promptcache.errors import PlanError, PromptCacheError
+from vllm_promptcache.errors import PlanError, PromptCacheError, UnsupportedError
 
 
 class PromptModuleRenderer(BaseRenderer):
@@ -86,13 +86,21 @@ class PromptModuleRenderer(BaseRenderer):
         if not options.has_marks or not isinstance(text, str) or "multi_modal_data" in prompt:
             return chat, prompt
         try:
-            _, probed = super().render_messages(marked.probed, params)
-            written = marked.written(text, probed["prompt"])
+            written = marked.written(text, self._probed(marked, params))
             plan = self.front_end.plan_written(written, salt=options.cache_salt)
         except PromptCacheError as error:
             count_unread_marks(error)
             return chat, prompt
         return chat, planned_prompt(text, plan, since_ns, has_detail=options.has_detail)
+
+    def _probed(self, marked: MarkedChat, params: Any) -> str:
+        try:
+            _, probed = super().render_messages(marked.probed, params)
+        # Templates raise whatever they like, of probes too.
+        except Exception as error:
+            message = f"the model's chat template does not write messages with probes: {error}"
+            raise UnsupportedError(message) from error
+        return str(probed["prompt"])
 
     def _plan_chat(
         self, chat: PMLChat, params: Any, options: RequestOptions, conversation: Any, prompt: Any

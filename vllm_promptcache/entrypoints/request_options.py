@@ -251,7 +251,7 @@ class RequestOptions:
         modules = None if field is None else _parse(field)
         is_tokenized = isinstance(request, TokenizeCompletionRequest | TokenizeChatRequest)
         asked = (getattr(request, name, None) for name in _WITHOUT_MODULES)
-        is_plain = is_tokenized or any(value not in (None, False) for value in asked)
+        is_plain = is_tokenized or any(value is not None and value is not False for value in asked)
         return cls(
             getattr(request, "cache_salt", None),
             modules,

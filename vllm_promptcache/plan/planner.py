@@ -84,14 +84,12 @@ class Planner:
         return plan if reuse else baseline(plan)
 
     def plan_written(self, written: WrittenText, *, salt: str | None = None) -> PromptPlan:
-        """Plans a prompt whose text is known, for a tenant.
+        """Plans a prompt that a chat template has written, for a tenant.
 
         Raises:
             PMLError: It does not fit the model, or is over a budget.
         """
-        compiled = self.schemas.nameless(
-            written.beginning, tenant_of(salt), is_chat=written.is_chat
-        )
+        compiled = self.schemas.nameless(written.beginning, tenant_of(salt), is_chat=True)
         prompt = self.schemas.compiler.allowed(written.prompt, compiled.layout)
         lay_out, before = self._lay_out(salt, reuse=True), written.beginning or None
         return lay_out(prompt, compiled.layout, compiled.tokenizer, before=before)

@@ -1,4 +1,4 @@
-"""A text that somebody else has written, with modules in it: a chat template, mostly."""
+"""A text that a chat template has written, with modules in it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ Part: TypeAlias = Text | Inline
 
 @dataclass(frozen=True, slots=True)
 class WrittenText:
-    """A whole prompt as the model reads it.
+    """A whole prompt as the model reads it; BOS is in it, or is to be nowhere.
 
     Attributes:
         beginning: What it begins with and others do as well, such as a system message: it is read
             like the text of a schema around its modules. May be empty.
         parts: What follows, in order; no two texts in a row.
-        is_chat: Whether a chat template wrote it, so that BOS is in it or is to be nowhere.
     """
 
     beginning: str
     parts: Sequence[Part]
-    is_chat: bool
 
     @property
     def text(self) -> str:
