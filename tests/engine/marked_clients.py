@@ -89,7 +89,7 @@ class MarkedClients:
         return Usage(usage.input_tokens + read + created, read, answer.content[0].text)
 
     def tool_result(self, number: int) -> Usage:
-        """A message whose last turn is what a tool has found."""
+        """A message whose last turn has what a tool has found, and a question."""
         found = [{"type": "text", "text": self.documents[number], **MARK}]
         call = {"type": "tool_use", "id": "call", "name": "find", "input": {}}
         result = {"type": "tool_result", "tool_use_id": "call", "content": found}
@@ -98,7 +98,7 @@ class MarkedClients:
             messages=[
                 {"role": "user", "content": "Find it."},
                 {"role": "assistant", "content": [call]},
-                {"role": "user", "content": [result]},
+                {"role": "user", "content": [result, {"type": "text", "text": "What is it?"}]},
             ],
             max_tokens=8,
             extra_body={"temperature": 0},

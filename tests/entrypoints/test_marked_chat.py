@@ -12,7 +12,7 @@ from tests.layout import templates
 from tests.layout.word_tokenizer import WordTokenizer
 from tests.plan.planning import make_planner
 from vllm_promptcache.entrypoints.marked_chat import MarkedChat
-from vllm_promptcache.entrypoints.marks import MarkReader
+from vllm_promptcache.entrypoints.marks import MarkReader, Spot
 from vllm_promptcache.errors import PMLError, UnsupportedError
 from vllm_promptcache.plan.written import WrittenText
 from vllm_promptcache.pml import FieldLocation, Inline, prompt_kind
@@ -24,6 +24,8 @@ TEMPLATES = {
 }
 READER = MarkReader(prompt_kind, reads_marks=True)
 EPHEMERAL = {"cache_control": {"type": "ephemeral"}}
+OWN = {"module": True}
+LONG = "A document of some length. " * 10
 
 
 def part(text: str, **marks: Any) -> dict[str, Any]:
@@ -59,10 +61,11 @@ def modules(text: WrittenText) -> list[str]:
 
 @pytest.mark.parametrize("mark", [EPHEMERAL, {"prompt_cache_breakpoint": {}}, {"module": True}])
 def test_marked_parts_are_modules(mark: dict[str, Any]) -> None:
-    messages = [user(part("One.", **mark), part("Two.", **mark), part("What?"))]
+    one, two = f"One. {LONG}", f"Two. {LONG}"
+    messages = [user(part(one, **mark), part(two, **mark), part("What?"))]
     assert READER.has_modules(messages)
     found = written(messages)
-    assert modules(found) == ["One.\n", "Two.\n"]
+    assert modules(found) == [f"{one}\n", f"{two}\n"]
     assert {p.role for p in found.parts if isinstance(p, Inline)} == {"user"}
 
 
@@ -113,18 +116,35 @@ def test_pml_in_a_message_has_no_roles_and_no_imports() -> None:
 
 
 def test_what_it_begins_with_is_the_systems() -> None:
-    system = {
-        "role": "system",
-        "content": [part("Rules.", **EPHEMERAL), part("More.", **EPHEMERAL)],
-    }
-    found = written([system, user(part("Doc.", **EPHEMERAL), part("What?"))])
+    system = {"role": "system", "content": [part("Rules.", **OWN), part("More.", **OWN)]}
+    found = written([system, user(part("Doc.", **OWN), part("What?"))])
     assert found.beginning == "<|im_start|>system\nRules."
     assert modules(found) == ["More.", "Doc.\n"]
     assert [p.role for p in found.parts if isinstance(p, Inline)] == ["system", "user"]
     # A user's own text is in no module that others may have.
-    found = written([user(part("My secret."), part("Doc.", **EPHEMERAL))])
+    found = written([user(part("My secret."), part("Doc.", **OWN))])
     assert "My secret." not in found.beginning
     assert modules(found) == ["Doc."]
+
+
+@pytest.mark.parametrize("mark", [EPHEMERAL, OWN])
+def test_marks_of_hosted_apis_make_no_module_of_what_was_said(mark: dict[str, Any]) -> None:
+    """Clients mark the end of a conversation, so that it is cached up to there."""
+    question, answer = f"Who? {LONG}", f"He. {LONG}"
+    messages = [
+        user(part(question, **mark)),
+        {"role": "assistant", "content": [part(answer, **mark), part(answer, **mark)]},
+        {"role": "tool", "content": [part(LONG, **mark)]},
+        user(part("short", **mark), part("Why?")),
+        {"role": "tool", "content": [part(LONG, **mark)]},
+    ]
+    chat = MarkedChat.of(messages, READER)
+    texts = [place.text for place in chat.places if isinstance(place, Inline)]
+    if mark == OWN:
+        assert texts == [question, answer, answer, LONG, "short", LONG]
+    else:
+        assert texts == [LONG]
+    assert not MarkedChat.of(messages[:1], READER).has_modules or mark == OWN
 
 
 def test_texts_that_are_marked_wherever_they_stand() -> None:
@@ -132,7 +152,7 @@ def test_texts_that_are_marked_wherever_they_stand() -> None:
     place = FieldLocation("here")
 
     def cut(text: str) -> list[str]:
-        nodes = reader.nodes(text, text, "user", place)
+        nodes = reader.nodes(text, text, "user", Spot("user", True, True), place)
         assert "".join(node.text for node in nodes) == text
         return [node.text for node in nodes if isinstance(node, Inline)]
 

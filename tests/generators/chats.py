@@ -43,7 +43,7 @@ def _content(rng: Random) -> Any:
 
 def _document(rng: Random) -> dict[str, Any]:
     number = rng.randrange(NUM_DOCUMENTS)
-    text = random_text(Random(number), 5 * number + 1)
+    text = random_text(Random(number), 9 * number + 1)
     return {"type": "text", "text": text + rng.choice(_ENDS), **rng.choice(_MARKS)}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from vllm_promptcache.compat.wrap import wrap
+from vllm_promptcache.entrypoints.marks import Spot
 
 TEXTS_FIELD = "prompt_module_texts"
 """Under this key the marked texts travel in a chat's request."""
@@ -36,22 +37,32 @@ def read_marks() -> None:
 def _to_chat(original: Callable[..., Any], cls: Any, request: Any, **kwargs: Any) -> Any:
     """Wraps `AnthropicServingMessages.to_chat_completion_request`."""
     chat = original(cls, request, **kwargs)
-    contents = [request.system, *(message.content for message in request.messages)]
-    texts = MarkedTexts(text for content in contents for text in _marked(content) if text)
-    if texts:
+    last = len(request.messages) - 1
+    found = list(_marked(request.system, "system", is_last=False))
+    for number, message in enumerate(request.messages):
+        found += _marked(message.content, message.role, is_last=number == last)
+    if texts := MarkedTexts(found):
         chat.model_extra[TEXTS_FIELD] = texts
     return chat
 
 
-def _marked(content: Any) -> Iterator[str]:
-    """Texts of marked blocks; of a tool's result that is marked, all of them."""
-    for block in content if isinstance(content, list) else ():
-        is_marked = bool((block.model_extra or {}).get(MARK))
-        if is_marked and block.text:
-            yield block.text
-        inner = block.content
-        if isinstance(inner, str) and is_marked:
-            yield inner
-        for part in inner if isinstance(inner, list) else ():
-            if isinstance(part.get("text"), str) and (is_marked or part.get(MARK)):
-                yield part["text"]
+def _marked(content: Any, role: str, *, is_last: bool) -> Iterator[str]:
+    """Texts of a message that are marked and may be documents."""
+    blocks = content if isinstance(content, list) else []
+    for number, block in enumerate(blocks):
+        ends = number + 1 == len(blocks)
+        name = "tool" if block.type == "tool_result" else role
+        spot = Spot(name, ends, ends and is_last)
+        yield from filter(spot.may_have, _texts(block))
+
+
+def _texts(block: Any) -> Iterator[str]:
+    """Marked texts of a block; of a tool's result that is marked, all of them."""
+    is_marked, inner = bool((block.model_extra or {}).get(MARK)), block.content
+    if is_marked and block.text:
+        yield block.text
+    if is_marked and isinstance(inner, str):
+        yield inner
+    for part in inner if isinstance(inner, list) else ():
+        if isinstance(part.get("text"), str) and (is_marked or part.get(MARK)):
+            yield part["text"]

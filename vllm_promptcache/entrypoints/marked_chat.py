@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
-from vllm_promptcache.entrypoints.marks import MarkReader, parts_of
+from vllm_promptcache.entrypoints.marks import MarkReader, Spot, parts_of
 from vllm_promptcache.errors import UnsupportedError
 from vllm_promptcache.plan.written import Part, WrittenText
 from vllm_promptcache.pml import FieldLocation, Inline, RoleName, Text
@@ -53,8 +53,13 @@ class MarkedChat:
         """
         chat = cls()
         for index, message in enumerate(messages):
-            chat._add(index, message, reader)
+            chat._add(index, message, reader, is_last=index + 1 == len(messages))
         return chat
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether there is any in it."""
+        return any(isinstance(place, Inline) for place in self.places)
 
     def written(self, text: str, probed: str) -> WrittenText:
         """Finds the modules in the conversation.
@@ -72,13 +77,15 @@ class MarkedChat:
             beginning = replace(beginning, text=beginning.text + parts.pop(0).text)
         return WrittenText(beginning.text, list(_joined(parts)))
 
-    def _add(self, index: int, message: Any, reader: MarkReader) -> None:
+    def _add(self, index: int, message: Any, reader: MarkReader, *, is_last: bool) -> None:
         name = message.get("role") if isinstance(message, Mapping) else None
         role = _ROLES.get(name or "", "user")
-        written, probed = [], []
-        for number, (part, text) in enumerate(parts_of(message)):
+        written, probed, parts = [], [], list(parts_of(message))
+        for number, (part, text) in enumerate(parts):
+            ends = number + 1 == len(parts)
+            spot = Spot(name or "", ends, ends and is_last)
             place = FieldLocation(f"messages[{index}].content[{number}]")
-            nodes = reader.nodes(part, text, role, place) if text else []
+            nodes = reader.nodes(part, text, role, spot, place) if text else []
             written.append(_with_text(part, _text(nodes)) if nodes else part)
             probed.append(_with_text(part, self._probed(nodes, role)) if nodes else part)
         self.messages.append(_with_parts(message, written))

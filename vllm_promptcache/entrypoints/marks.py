@@ -1,7 +1,9 @@
 """Which parts of a chat's messages are modules: marked ones, and PML that names no schema.
 
-A part of a message is marked as hosted APIs have it (`cache_control`, `prompt_cache_breakpoint`),
-or with `"module": true`.
+A part of a message is marked with `"module": true`, or as hosted APIs have it (`cache_control`,
+`prompt_cache_breakpoint`). There a mark says where a prefix ends that is to be cached, and clients
+set it behind a question or an answer as well, which mean nothing without what was said before. So
+such marks count only where a document may stand.
 """
 
 from __future__ import annotations
@@ -23,11 +25,46 @@ from vllm_promptcache.pml import (
     pml_error,
 )
 
-MARKS = ("cache_control", "prompt_cache_breakpoint", "module")
-"""Keys of a part of content that make it a module, unless they are false or null."""
+OWN_MARK = "module"
+"""Key of a part of content that makes it a module."""
+
+HOSTED_MARKS = ("cache_control", "prompt_cache_breakpoint")
+"""Keys of a part of content after which hosted APIs cache."""
+
+MIN_NUM_CHARS = 256
+"""Length of a module that hosted marks make; what is shorter is computed in no time."""
 
 # Marked texts that are looked for within others; hosted APIs allow four marks.
 _MAX_TEXTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a part of a message stands.
+
+    Attributes:
+        role: Whose message it is, as the client says.
+        ends_message: Whether it is the last part of the message.
+        is_last: Whether nothing follows it in the conversation.
+    """
+
+    role: str
+    ends_message: bool
+    is_last: bool
+
+    def may_have(self, text: str) -> bool:
+        """Whether a text that a hosted mark is at may be a document.
+
+        The last part of a user's message is the question, and what an assistant has said belongs
+        to what was said before.
+        """
+        if len(text) < MIN_NUM_CHARS or self.is_last or self.role == "assistant":
+            return False
+        return self.role in _DOCUMENTS_ALONE or not self.ends_message
+
+
+# Whose messages may consist of a document.
+_DOCUMENTS_ALONE = ("system", "developer", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +82,24 @@ class MarkReader:
     texts: frozenset[str] = frozenset()
 
     def has_modules(self, messages: Iterable[Any]) -> bool:
-        """Whether there is any. Takes microseconds, since every conversation is asked."""
+        """Whether there may be any. Takes microseconds, since every conversation is asked."""
         return (self.reads_marks and bool(self.texts)) or any(
             text and ((self.reads_marks and is_marked(part)) or self.kind_of(text) == "inline")
             for message in messages
             for part, text in parts_of(message)
         )
 
-    def nodes(self, part: Any, text: str, role: RoleName, place: FieldLocation) -> Sequence[Part]:
+    def nodes(
+        self, part: Any, text: str, role: RoleName, spot: Spot, place: FieldLocation
+    ) -> Sequence[Part]:
         """What the text of a part consists of.
 
         Args:
             part: The part.
             text: Its text.
-            role: Whose message it is in.
-            place: Where it stands.
+            role: In whose message it is encoded if it is a module.
+            spot: Where it stands.
+            place: The same, for errors.
 
         Raises:
             PMLError: It is PML that is malformed, or has what a message cannot hold.
@@ -67,7 +107,7 @@ class MarkReader:
         if self.kind_of(text) == "inline":
             prompt = parse_prompt(text)
             return [_in_message(node, role, prompt.source) for node in prompt.children]
-        if self.reads_marks and is_marked(part):
+        if self.reads_marks and (has_own_mark(part) or (is_marked(part) and spot.may_have(text))):
             return [_inline(text, role, place)]
         if not self.texts or not self.reads_marks:
             return [Text(text, place)]
@@ -93,9 +133,15 @@ class MarkReader:
             yield from (marked, part)[number == 0 :] if part else (marked,)[number == 0 :]
 
 
+def has_own_mark(part: Any) -> bool:
+    """Whether a part of content says that it is a module."""
+    return isinstance(part, Mapping) and part.get(OWN_MARK) not in (None, False)
+
+
 def is_marked(part: Any) -> bool:
-    """Whether a part of content is marked as a module."""
-    return isinstance(part, Mapping) and any(part.get(mark) not in (None, False) for mark in MARKS)
+    """Whether a part of content has a mark of any kind."""
+    marks = (OWN_MARK, *HOSTED_MARKS)
+    return isinstance(part, Mapping) and any(part.get(mark) not in (None, False) for mark in marks)
 
 
 def _inline(text: str, role: RoleName, place: FieldLocation) -> Inline:

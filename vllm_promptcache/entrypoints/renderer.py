@@ -83,7 +83,8 @@ class PromptModuleRenderer(BaseRenderer):
     ) -> Any:
         """A conversation with modules in it; as plain vLLM has it where these cannot be read."""
         since_ns, text = time.time_ns(), prompt.get("prompt")
-        if not options.has_marks or not isinstance(text, str) or "multi_modal_data" in prompt:
+        is_whole = isinstance(text, str) and "multi_modal_data" not in prompt
+        if not (marked.has_modules and options.has_marks and is_whole):
             return chat, prompt
         try:
             written = marked.written(text, self._probed(marked, params))
