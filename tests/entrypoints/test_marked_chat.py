@@ -147,19 +147,22 @@ def test_marks_of_hosted_apis_make_no_module_of_what_was_said(mark: dict[str, An
     assert not MarkedChat.of(messages[:1], READER).has_modules or mark == OWN
 
 
-def test_texts_that_are_marked_wherever_they_stand() -> None:
-    reader = MarkReader(prompt_kind, reads_marks=True, texts=frozenset(("One", "One. Two.")))
-    place = FieldLocation("here")
+def test_texts_that_are_marked_wherever_a_document_may_stand() -> None:
+    one = f"One {LONG}"
+    two = f"{one} Two."
+    reader = MarkReader(prompt_kind, reads_marks=True, texts=frozenset((one, two, "short")))
 
-    def cut(text: str) -> list[str]:
-        nodes = reader.nodes(text, text, "user", Spot("user", True, True), place)
+    def cut(text: str, role: str = "system", *, is_last: bool = False) -> list[str]:
+        spot = Spot(role, True, is_last)
+        nodes = reader.nodes(text, text, "user", spot, FieldLocation("here"))
         assert "".join(node.text for node in nodes) == text
         return [node.text for node in nodes if isinstance(node, Inline)]
 
-    assert cut("One") == ["One"]
-    assert cut("Rules. One. Two. Three, One") == ["One. Two.", "One"]
-    assert cut("OneOne. Two.One and") == ["One", "One. Two.", "One"]
-    assert cut("none") == []
+    assert cut(one) == [one]
+    assert cut(f"Rules. {two} Three, {one} short") == [two, one]
+    assert cut(f"{one}{two}{one} and") == [one, two, one]
+    assert cut("none") == cut(one, "assistant") == cut(one, "user") == []
+    assert cut(one, is_last=True) == []
     assert reader.has_modules([])
 
 

@@ -103,8 +103,14 @@ def test_some_requests_go_without_modules(fields: dict[str, Any], is_read: bool)
 
 
 def test_only_the_server_says_what_is_marked_wherever_it_stands() -> None:
-    plain = [{"role": "user", "content": [{"type": "text", "text": "one two three four"}]}]
-    for texts, is_read in ((MarkedTexts(["two"]), True), (["two"], False)):
-        with applied(request(**{TEXTS_FIELD: texts})):
+    document = "one two three " * 40
+    texts = [f"Read {document} well", "What?"]
+    contents = [[{"type": "text", "text": text}] for text in texts]
+    plain = [
+        {"role": role, "content": content}
+        for role, content in zip(("system", "user"), contents, strict=True)
+    ]
+    for marked, is_read in ((MarkedTexts([document]), True), ([document], False)):
+        with applied(request(**{TEXTS_FIELD: marked})):
             _, prompt = renderer().render_messages(plain, None)
         assert (PLAN_FIELD in prompt) is is_read

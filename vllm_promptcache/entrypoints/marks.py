@@ -112,7 +112,9 @@ class MarkReader:
         if not self.texts or not self.reads_marks:
             return [Text(text, place)]
         return [
-            _inline(piece, role, place) if piece in self.texts else Text(piece, place)
+            _inline(piece, role, place)
+            if piece in self.texts and spot.may_have(piece)
+            else Text(piece, place)
             for piece in self._pieces(text)
         ]
 

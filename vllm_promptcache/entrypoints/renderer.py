@@ -83,10 +83,11 @@ class PromptModuleRenderer(BaseRenderer):
     ) -> Any:
         """A conversation with modules in it; as plain vLLM has it where these cannot be read."""
         since_ns, text = time.time_ns(), prompt.get("prompt")
-        is_whole = isinstance(text, str) and "multi_modal_data" not in prompt
-        if not (marked.has_modules and options.has_marks and is_whole):
+        if not (marked.has_modules and options.has_marks):
             return chat, prompt
         try:
+            if not isinstance(text, str) or "multi_modal_data" in prompt:
+                raise UnsupportedError("the prompt is more than text")
             written = marked.written(text, self._probed(marked, params))
             plan = self.front_end.plan_written(written, salt=options.cache_salt)
         except PromptCacheError as error:
