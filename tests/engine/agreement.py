@@ -91,12 +91,18 @@ class Agreement:
         """What an engine that cannot rotate keys does: what moves is encoded there, alone."""
         if scheduler_of(self.llm).residency.tiers.can_relocate:
             return explanation
+        modules = explanation["modules"]
+        moved = [index for index, module in enumerate(modules) if shift_of(module)]
+        # What is encoded behind a module is encoded behind it as its schema has it.
+        schemas = {index: len(modules) + number for number, index in enumerate(moved)}
+        unread = [modules[i] | {"reused": [False] * len(modules[i]["reused"])} for i in moved]
         modules = [
-            module | {"encoded_position_ids": module["position_ids"], "context": []}
-            if shift_of(module)
-            else module
-            for module in explanation["modules"]
+            module | {"context": [(schemas.get(i, i), num) for i, num in module["context"]]}
+            for module in (*modules, *unread)
         ]
+        for index in moved:
+            places = modules[index]["position_ids"]
+            modules[index] |= {"encoded_position_ids": places, "context": []}
         return explanation | {"modules": modules}
 
     @property

@@ -98,7 +98,9 @@ def scaffold_prompts(llm: LLM, *, seed: int, num_prompts: int) -> list[str]:
         schema = maker.schema(f"scaffold-{number}", llm.add_schema)
         pml = with_policy(maker.prompt(schema).pml, "")
         modules = explain(llm, pml)["modules"]
-        paths = sorted({m["path"] for m in modules if not m["path"].endswith(PRIMER_NAME)} - {""})
+        names = {m["path"] for m in modules if not m["path"].endswith(PRIMER_NAME)}
+        # A scaffold has modules of the schema only.
+        paths = sorted(name for name in names if name and not name.startswith("#"))
         if len(paths) < 2 or "<scaffold" in schema.pml or 'encode="exact"' in schema.pml:
             continue
         scaffold = f'<scaffold modules="{" ".join(paths)}"/>'
