@@ -38,12 +38,38 @@ def main() -> None:
     require_ray()
     from vllm_promptcache.distributed.batch import BatchJob
 
+    _join(args.app)
     job = BatchJob(args.rows, args.answers, args.app, args.api_key, args.concurrency)
     try:
         counts = job.run()
     except PromptCacheError as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"{number} {what}" for what, number in counts.items()))
+
+
+def _join(app: str) -> None:
+    """Joins the cluster in which an application runs; ends the command where there is none.
+
+    Ray Data would join only what `ray start` has started, and else start a cluster of its own.
+    """
+    import ray
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    hint = "hint: start it with promptcache-serve; RAY_ADDRESS names a cluster elsewhere"
+    try:
+        ray.init(address="auto", log_to_driver=False)
+        serve.get_app_handle(app)
+    except ConnectionError:
+        sys.exit(f"error: no Ray cluster runs on this machine\n{hint}")
+    except RayServeException:
+        sys.exit(f"error: the Ray cluster has no application {app!r}\n{hint}")
+    # Ray Data would wait for one without a word.
+    if ray.available_resources().get("CPU", 0) < 1:
+        sys.exit(
+            "error: the job needs a CPU to read rows with, and replicas have all of the cluster's\n"
+            "hint: start promptcache-serve with fewer --replica-cpus, or add a node"
+        )
 
 
 if __name__ == "__main__":
