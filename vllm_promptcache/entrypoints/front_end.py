@@ -29,7 +29,6 @@ from vllm_promptcache.pml import (
     PROMPT_LIMITS,
     Prompt,
     PromptKind,
-    is_prompt,
     load_grammar,
     parse_prompt,
     parse_schema,
@@ -114,7 +113,7 @@ class FrontEnd:
 
     def is_pml(self, text: str) -> bool:
         """Whether the text of a prompt or message is taken for PML. Takes microseconds."""
-        return self.reads_pml and is_prompt(text)
+        return self.kind_of(text) is not None
 
     def kind_of(self, text: str) -> PromptKind | None:
         """What kind of PML the text of a message is taken for. Takes microseconds."""

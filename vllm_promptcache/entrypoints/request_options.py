@@ -105,8 +105,7 @@ class PromptModules(BaseModel):
         if self.parts and (self.schema_name is not None or self.imports or self.arguments):
             raise ValueError("parts go without a schema, imports and arguments")
         others = (self.imports, self.arguments, self.text, self.encode, self.repair)
-        is_prompt = any(others) or self.max_kl is not None
-        if self.schema_name is None and not self.parts and is_prompt:
+        if not self.is_prompt and (any(others) or self.max_kl is not None):
             raise ValueError(
                 "imports, arguments, text, encode, repair and max_kl need a schema or parts"
             )
